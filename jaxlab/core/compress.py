@@ -1,0 +1,98 @@
+"""From a dense parameter tree to a compressed one, by rules on paths."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from jaxlab.core import registry
+from jaxlab.core.match import Matcher, path_str
+from jaxlab.core.matrix import Matrix, is_matrix
+
+# (pattern of the whole path, name of the method, hyper-parameters)
+Rule = tuple[str, str, dict[str, Any]]
+
+
+def compress(params: Any, rules: Sequence[Rule], *, key: jax.Array | None = None) -> Any:
+    """Puts a matrix in the place of every array that a rule matches.
+
+    The first rule whose pattern matches the whole path wins. Methods combine by paths: a rule for
+    `.*/kernel` may make a low-rank matrix, and one for `.*/kernel/u` compress its factor.
+
+    Args:
+      params: tree of arrays and matrices.
+      rules: (pattern, method, hyper-parameters) triples; the method "dense" changes nothing, which
+        is how an early rule keeps a path from the later ones.
+      key: for methods that draw random numbers; each path gets its own.
+
+    Returns:
+      The tree with matrices in place of arrays.
+
+    Raises:
+      ValueError: a rule matches nothing, names an unknown method or hyper-parameter, or the method
+        refuses the array; the message names the path and the nearest legal choice.
+      TypeError: the matched array is not floating.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"up": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+    >>> compress(params, [(".*/kernel", "low_rank", {"rank": 2})])["up"]["kernel"]
+    LowRank(u=float32[8, 2], v=float32[2, 8])
+    """
+    for pattern, method, hyper in rules:
+        _check_rule(pattern, method, hyper)
+    walk = _Walk(rules, key)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_matrix)
+    compressed = treedef.unflatten([walk.visit(path_str(path), leaf) for path, leaf in leaves])
+    walk.matcher.check_all_used()
+    return compressed
+
+
+def _check_rule(pattern: str, method: str, hyper: dict[str, Any]) -> None:
+    from_dense = registry.get("matrix", method).from_dense
+    owner = f"compress: rule {pattern!r}: method {method!r}"
+    registry.check_arguments(owner, from_dense, hyper, supplied=("w", "key"))
+
+
+class _Walk:
+    """One pass over the tree: applies the rules to arrays, then to the factors of what it made."""
+
+    def __init__(self, rules: Sequence[Rule], key: jax.Array | None):
+        self.rules = rules
+        self.key = key
+        self.matcher = Matcher([pattern for pattern, _, _ in rules], owner="compress")
+
+    def visit(self, path: str, leaf: Any) -> Any:
+        index = self.matcher(path)
+        if index is not None:
+            leaf = self._make(path, leaf, *self.rules[index][1:])
+        if is_matrix(leaf):
+            factors = {n: self.visit(f"{path}/{n}", getattr(leaf, n)) for n in leaf.factors}
+            self._refuse_other_children(path, leaf)
+            return replace(leaf, **factors) if factors else leaf
+        return leaf
+
+    def _make(self, path: str, leaf: Any, method: str, hyper: dict[str, Any]) -> Matrix:
+        if is_matrix(leaf):
+            raise ValueError(
+                f"compress: {path!r} is already a {type(leaf).__name__}; match one of its factors "
+                f"({', '.join(f'{path}/{n}' for n in leaf.factors) or 'it has none'}) or make it "
+                "dense first (jaxlab.to_dense, or the phase 'densify')"
+            )
+        # crc32: a path's randomness must not depend on which other paths the rules match.
+        key = None if self.key is None else jax.random.fold_in(self.key, zlib.crc32(path.encode()))
+        try:
+            return registry.get("matrix", method).from_dense(leaf, key=key, **hyper)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"compress: {path!r} {tuple(leaf.shape)}: {error}") from error
+
+    def _refuse_other_children(self, path: str, leaf: Matrix) -> None:
+        for child in leaf.axes:
+            below = f"{path}/{child}"
+            if child not in leaf.factors and self.matcher(below) is not None:
+                raise ValueError(
+                    f"compress: {below!r} cannot be compressed: {type(leaf).__name__} computes "
+                    "with its entries; factors that may be matrices: "
+                    f"{', '.join(leaf.factors) or 'none'}"
+                )

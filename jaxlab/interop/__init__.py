@@ -1,0 +1,1 @@
+"""Exchange with the world outside: files, and models of other libraries."""

@@ -1,0 +1,167 @@
+"""One file for a parameter tree: safetensors for the buffers, JSON for classes and static fields.
+
+The JSON stands in the file's own metadata. Classes are found by their registered name, never by an
+import path, and nothing is unpickled.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.core import registry
+from jaxlab.core.matrix import Matrix
+
+FORMAT = 1
+_KEY = "jaxlab"
+
+
+def save(path: str | os.PathLike, params: Any) -> int:
+    """Writes a parameter tree to one safetensors file, whole or not at all.
+
+    Args:
+      path: the file to write; an older one is replaced only once the new one is complete.
+      params: nested dicts, lists and tuples of arrays and matrices.
+
+    Returns:
+      The size of the file in bytes.
+
+    Raises:
+      TypeError: the tree holds something that the file cannot; the message names its path.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     size = save(f"{folder}/a.safetensors", {"w": jnp.arange(3)})
+    ...     load(f"{folder}/a.safetensors")
+    {'w': Array([0, 1, 2], dtype=int32)}
+    """
+    from safetensors.numpy import save as serialise
+
+    tensors: dict[str, np.ndarray] = {}
+    tree = _encode(params, "", tensors)
+    header = {"format": FORMAT, "tree": tree, "sha256": _digest(tree, tensors)}
+    data = serialise(tensors, metadata={_KEY: json.dumps(header)})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return len(data)
+
+
+def load(path: str | os.PathLike) -> Any:
+    """Reads a parameter tree that `save` wrote: same classes, static fields and bits.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The tree, with `jax.Array` leaves.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is truncated, foreign, tampered with, of a newer format, or needs a
+        method that is not registered here; the message says which.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"load: there is no file {path}")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"load: {path} is truncated or no safetensors file: {error}") from None
+    if _KEY not in metadata:
+        raise ValueError(f"load: {path} is foreign: jaxlab.save writes metadata {_KEY!r}")
+    try:
+        header = json.loads(metadata[_KEY])
+        number, tree, digest = header["format"], header["tree"], header["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"load: {path} was tampered with: broken metadata, {error!r}") from None
+    if number != FORMAT:
+        raise ValueError(f"load: {path} has format {number}; this version reads format {FORMAT}")
+    if digest != _digest(tree, tensors):
+        raise ValueError(f"load: {path} was tampered with: its contents do not match their sha256")
+    try:
+        return _decode(tree, tensors)
+    except ValueError as error:
+        raise ValueError(f"load: {path}: {error}") from None
+
+
+def _encode(node: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
+    """The JSON form of a tree; buffers go to `tensors` by path."""
+    below = f"{path}/" if path else ""
+    if node is None:
+        return None
+    if isinstance(node, Matrix):
+        fields = dataclasses.fields(node)  # pyright: ignore
+        fixed = {f.name: getattr(node, f.name) for f in fields if f.metadata.get("static")}
+        children = {
+            f.name: _encode(getattr(node, f.name), below + f.name, tensors)
+            for f in fields
+            if f.name not in fixed
+        }
+        if type(node).name not in registry.names("matrix"):
+            raise TypeError(f"save: {path!r} is a {type(node).__name__}, which is not registered")
+        return {"matrix": type(node).name, "static": fixed, "children": children}
+    if isinstance(node, dict):
+        # Pairs, because JSON would turn integer keys into strings.
+        return {"dict": [[k, _encode(v, f"{below}{k}", tensors)] for k, v in node.items()]}
+    if isinstance(node, list | tuple):
+        items = [_encode(v, f"{below}{i}", tensors) for i, v in enumerate(node)]
+        return {type(node).__name__: items}
+    if isinstance(node, jax.Array | np.ndarray) and not jax.dtypes.issubdtype(
+        node.dtype, jax.dtypes.prng_key
+    ):
+        tensors[path] = np.ascontiguousarray(jax.device_get(node)).reshape(node.shape)
+        return {"array": path}
+    raise TypeError(f"save: {path!r} is a {type(node).__name__} and not an array or a matrix")
+
+
+def _decode(node: Any, tensors: dict[str, np.ndarray]) -> Any:
+    if node is None:
+        return None
+    ((kind, value), *rest) = node.items()
+    if kind == "matrix":
+        cls: Any = registry.get("matrix", value)
+        fields = dict(rest)
+        children = {name: _decode(child, tensors) for name, child in fields["children"].items()}
+        # JSON has no tuples, and a static field must be hashable.
+        fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["static"].items()}
+        return cls(**children, **fixed)
+    if kind == "dict":
+        return {key: _decode(child, tensors) for key, child in value}
+    if kind in ("list", "tuple"):
+        items = [_decode(child, tensors) for child in value]
+        return items if kind == "list" else tuple(items)
+    loaded = jnp.asarray(tensors[value])
+    if loaded.dtype != tensors[value].dtype:
+        raise ValueError(
+            f"{value!r} is {tensors[value].dtype}, which needs jax_enable_x64; nothing was cast"
+        )
+    return loaded
+
+
+def _digest(tree: Any, tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
