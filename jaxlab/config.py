@@ -1,0 +1,103 @@
+"""What every experiment's config starts from, and how its argument string is read."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxlab.core.registry import suggest
+
+
+def base_config(file: str, arg: str | None = None, **variants: Any) -> ConfigDict:
+    """The settings that all experiments share, with their defaults.
+
+    Args:
+      file: the config's `__file__`; its stem names the experiment.
+      arg: what stands after the colon of `--config=file.py:smoke,seed=3`.
+      **variants: further names that `arg` may set, with their defaults.
+
+    Returns:
+      A ConfigDict. Its top level is complete and `lock` closes it; sections that are bound to a
+      constructor (model, data, task, optim, rules, phases) take any key of that constructor.
+
+    Raises:
+      ValueError: `arg` has an unknown name or a value of the wrong type.
+
+    >>> base_config("configs/mine.py", "smoke,seed=3").workdir
+    'runs/mine-smoke-3'
+    """
+    chosen = parse_arg(arg, smoke=False, seed=0, **variants)
+    # sort_keys=False: the first rule that matches wins, so their order is the file's.
+    c = ConfigDict(sort_keys=False)
+    tail = "".join(f"-{k}={v}" for k, v in chosen.items() if k in variants and v != variants[k])
+    c.name = Path(file).stem + tail + ("-smoke" if chosen["smoke"] else "")
+    c.workdir = f"runs/{c.name}-{chosen['seed']}"
+    c.smoke = chosen["smoke"]  # a run of seconds that exercises everything
+    c.seed = chosen["seed"]  # of initialisation and of the data's order
+    c.steps = 0  # optimizer steps
+    c.batch_size = 64  # examples of all devices together, of all accumulated parts together
+    c.accumulate = 1  # parts a batch is split into, to fit memory
+    c.init = ""  # artefact, or run folder, whose parameters to start from
+    c.task = ConfigDict({"name": ""})
+    c.data = ConfigDict({"name": ""})
+    c.model = ConfigDict({"name": ""})
+    c.compress = ConfigDict(sort_keys=False)  # rules: {label: {path, name, ...}}; first match wins
+    c.compress_at = 0.0  # fraction of the steps after which the rules apply
+    c.phases = ConfigDict(sort_keys=False)  # {label: {at, name, ...}}: changes of structure
+    c.freeze = ()  # patterns of paths that are not trained
+    c.ema = 0.0  # decay of the running average of parameters; 0 keeps none
+    c.optim = ConfigDict(
+        {
+            "name": "adamw",
+            "lr": 1e-3,
+            "weight_decay": 0.01,
+            "decay_paths": ((".*(kernel|embedding).*", 1.0),),  # factors of weight_decay; else 0
+            "lr_paths": (),  # (pattern, factor of lr); else 1
+            "clip": 1.0,  # global norm of the gradient; 0 does not clip
+            "schedule": {"name": "cosine", "warmup": 0.05},
+        }
+    )
+    c.eval = ConfigDict({"every": 0})  # steps between evaluations; 0 only at the end
+    c.log = ConfigDict({"every": 10, "tensorboard": False})  # steps between lines of metrics
+    c.checkpoint = ConfigDict({"every": 0, "keep": 1})  # steps; 0 only at the end. latest kept
+    c.mesh = ConfigDict(
+        {
+            "data": -1,  # devices that split the batch; -1 takes what `model` leaves
+            "model": 1,  # devices that split the parameters, by `rules`
+            "rules": (),  # (pattern, (mesh axis or None for each array axis))
+            "distributed": False,  # join the processes of several hosts
+        }
+    )
+    c.lock()
+    # Sections that are bound to a constructor take any of its keys and are checked by it.
+    for key in ("task", "data", "model", "compress", "phases", "optim"):
+        c[key].unlock()
+    return c
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
+    """Reads `name,name=value,...` with the types of the defaults.
+
+    Raises:
+      ValueError: an unknown name (the message names the closest) or a value of the wrong type.
+
+    >>> parse_arg("smoke,seed=3", smoke=False, seed=0)
+    {'smoke': True, 'seed': 3}
+    """
+    chosen = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, given, value = item.partition("=")
+        if name not in defaults:
+            raise ValueError(f"config argument {name!r} is unknown; {suggest(name, defaults)}")
+        kind = type(defaults[name])
+        if kind is bool:
+            words = {"": True, "true": True, "1": True, "false": False, "0": False}
+            if value.lower() not in words:
+                raise ValueError(f"config argument {item!r}: {name} is true or false")
+            chosen[name] = words[value.lower()]
+            continue
+        try:
+            chosen[name] = kind(value)
+        except ValueError:
+            raise ValueError(f"config argument {item!r}: {name} is a {kind.__name__}") from None
+    return chosen

@@ -1,0 +1,1 @@
+"""One file per optimizer, in optax form, and the chain that a config section describes."""

@@ -1,0 +1,106 @@
+"""The optimizer that a config section describes: clipping, the named rule, factors by path."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from jaxlab.core import registry
+from jaxlab.core.match import first_match, leaf_paths, path_str
+
+Factors = Sequence[tuple[str, float]]
+
+
+def make_optimizer(
+    section: Mapping[str, Any], *, steps: int
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+    """Builds an optax transformation from the `optim` section of a config.
+
+    Args:
+      section: `name` and the named optimizer's arguments; `lr`, the peak learning rate;
+        `schedule`; `weight_decay` with `decay_paths`, (pattern, factor) pairs, 0 where none
+        matches; `lr_paths`, likewise, 1 where none matches; `clip`, of the global norm.
+      steps: length of the run, which schedules refer to.
+
+    Returns:
+      The transformation, and the learning rate as a function of the step.
+
+    Raises:
+      ValueError: a name, key or value is wrong; the message says which would be right.
+
+    >>> import jax.numpy as jnp
+    >>> tx, rate = make_optimizer({"name": "sgd", "lr": 0.1, "momentum": 0.0,
+    ...                            "schedule": {"name": "constant"}}, steps=10)
+    >>> params = {"kernel": jnp.ones(2)}
+    >>> tx.update({"kernel": jnp.ones(2)}, tx.init(params), params)[0]["kernel"].tolist()
+    [-0.10000000149011612, -0.10000000149011612]
+    """
+    name, arguments = registry.split_section("optimizer", section)
+    shared = {key: arguments.pop(key) for key in list(arguments) if key in _SHARED}
+    settings = {**_SHARED, **shared}
+    if "lr" not in shared:
+        raise ValueError(f"optimizer {name!r} needs 'lr', the peak learning rate")
+    for key in ("lr", "weight_decay", "clip"):
+        value = settings[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ValueError(f"optim: {key}={value!r} must be a number, 0 or more")
+    rate = registry.build("schedule", settings["schedule"], peak=settings["lr"], steps=steps)
+    decay_paths = settings["decay_paths"]
+    partial = {f for _, f in decay_paths} - {0, 1}
+    if partial:
+        raise ValueError(f"optim: decay_paths has factors {sorted(partial)}; valid: 0 and 1")
+    rule = registry.build(
+        "optimizer",
+        {"name": name, **arguments},
+        learning_rate=rate,
+        weight_decay=settings["weight_decay"],
+        mask=lambda tree: _tree_of(decay_paths, tree, 0.0, lambda factor: factor != 0),
+    )
+    parts = [optax.clip_by_global_norm(settings["clip"])] if settings["clip"] else []
+    parts.append(rule)
+    if settings["lr_paths"]:
+        parts.append(scale_by_path(settings["lr_paths"]))
+    return optax.with_extra_args_support(optax.chain(*parts)), rate
+
+
+def check_paths(section: Mapping[str, Any], paths: Iterable[str]) -> None:
+    """Checks the path patterns of an `optim` section.
+
+    Args:
+      section: the section.
+      paths: of every parameter that is trained in some phase of the run.
+
+    Raises:
+      ValueError: a pattern matches none of them.
+    """
+    for key in ("decay_paths", "lr_paths"):
+        first_match(section.get(key, ()), paths, owner=f"optim.{key}")
+
+
+def scale_by_path(factors: Factors) -> optax.GradientTransformation:
+    """Multiplies updates by the factor of the first pattern that matches their path, or by 1."""
+
+    def update(updates, state, params=None):
+        scale = _tree_of(factors, updates, 1.0, float)
+        return jax.tree.map(lambda u, s: u * s, updates, scale), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+_SHARED = {
+    "lr": None,
+    "schedule": {"name": "cosine"},
+    "weight_decay": 0.0,
+    "decay_paths": ((".*(kernel|embedding).*", 1.0),),
+    "lr_paths": (),
+    "clip": 0.0,
+}
+
+
+def _tree_of(factors: Factors, tree: Any, default: float, convert: Any) -> Any:
+    # Not strict: optax also asks for the mask of subtrees. `check_paths` has seen the whole.
+    found = first_match(factors, leaf_paths(tree), owner="optim", strict=False)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: convert(found.get(path_str(path), default)), tree
+    )

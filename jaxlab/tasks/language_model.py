@@ -1,0 +1,64 @@
+"""Next-token prediction over bytes: cross-entropy, bits per byte."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.core import registry
+from jaxlab.tasks.base import Batch, Metrics, Network, Quality
+
+
+@registry.register("task", "language_model")
+class LanguageModel:
+    """A model of tokens (B, T) to logits (B, T, vocabulary).
+
+    Args:
+      data: the config's data section; the dataset has `vocab_size` and `seq_len`.
+      model: the config's model section.
+      seed: of the data's order.
+      batch_size: sequences of a training and of an evaluation batch.
+    """
+
+    quality = Quality("bits_per_byte", "min")
+
+    def __init__(
+        self, *, data: Mapping[str, Any], model: Mapping[str, Any], seed: int, batch_size: int
+    ):
+        self._data = registry.build("data", data, seed=seed, batch_size=batch_size)
+        self.info = self._data.info
+        self.network = Network(model, vocab_size=self._data.vocab_size, seq_len=self._data.seq_len)
+        self.init = self.network.init
+
+    def batch(self, step: int) -> Batch:
+        """{"tokens": (B, T + 1) int32}."""
+        return self._data.batch(step)
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """As `batch`, with "weight": (B,) or (B, T) float32."""
+        return self._data.eval_batches()
+
+    def loss(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Mean cross-entropy in nats, and the same in bits per byte."""
+        loss = jnp.mean(self._losses(params, batch))
+        return loss, {"bits_per_byte": loss / math.log(2)}
+
+    def eval_sums(self, params: Any, batch: Batch) -> Metrics:
+        """Sums of loss and weight over the tokens that count."""
+        losses = self._losses(params, batch)
+        weight = jnp.asarray(batch["weight"])
+        weight = jnp.broadcast_to(weight.reshape((weight.shape[0], -1)), losses.shape)
+        return {"loss": jnp.sum(losses * weight), "weight": jnp.sum(weight)}
+
+    def eval_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Mean loss in nats, and in bits per byte."""
+        loss = sums["loss"] / sums["weight"]
+        return {"loss": loss, "bits_per_byte": loss / math.log(2)}
+
+    def _losses(self, params: Any, batch: Batch) -> jax.Array:
+        tokens = jnp.asarray(batch["tokens"])
+        logits = self.network.apply(params, tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])

@@ -1,0 +1,1 @@
+"""The training procedure: one pure step, phases, checkpoints, shardings, records."""

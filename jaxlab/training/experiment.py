@@ -1,0 +1,197 @@
+"""An experiment checked whole, and every structure of its state, before anything is compiled."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlab.core import registry
+from jaxlab.core.cost import ParameterTable, parameter_table
+from jaxlab.core.match import leaf_paths
+from jaxlab.core.matrix import finalize, is_matrix
+from jaxlab.interop.artefact import load
+from jaxlab.optim.chain import check_paths, make_optimizer
+from jaxlab.training.loop import StepFn, make_train_step
+from jaxlab.training.phases import Phase, make_phases
+from jaxlab.training.sharding import make_mesh, param_specs, state_shardings
+from jaxlab.training.state import TrainState, init_state, restructure
+
+# Settings that may differ when a run is continued, because its result does not depend on them.
+_FREE = ("workdir", "name", "log", "checkpoint", "mesh")
+
+
+class Experiment:
+    """The parts that a config names, and the shapes of the state in every phase.
+
+    Args:
+      config: a plain dict, as `jaxlab.config.base_config(...).to_dict()` gives.
+
+    Raises:
+      ValueError: a name, key, value, pattern or shape is wrong; the message says what would be
+        right. Nothing has been compiled by then.
+
+    Attributes:
+      task: model, data, loss and metrics.
+      tx: the optimizer.
+      rate: the learning rate as a function of the step.
+      mesh: the devices.
+      phases: the changes of structure, in order.
+      loaded: parameters to start from, or None.
+      dense: shapes of the model's own parameters.
+      structures: shapes of the state before the first phase and after each.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = config
+        self.steps = _at_least(config, "steps", 0)
+        self.mesh = make_mesh(config["mesh"]["data"], config["mesh"]["model"])
+        self._check_numbers()
+        self.task = build_task(config)
+        self.tx, self.rate = make_optimizer(config["optim"], steps=max(self.steps, 1))
+        self.phases = make_phases(config)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        self.dense = jax.eval_shape(self.task.init, key)
+        self.loaded = load_init(config["init"], self.dense) if config["init"] else None
+        start = self.dense if self.loaded is None else self.loaded
+        self.structures: list[TrainState] = [jax.eval_shape(self.init_state, start)]
+        for phase in self.phases:
+            restructured = jax.eval_shape(self.phase_fn(phase), self.structures[-1], key)
+            self.structures.append(restructured)
+        self._check_patterns()
+
+    def init_state(self, params: Any) -> TrainState:
+        """The state before the first step and before any phase."""
+        return init_state(
+            params, self.tx, freeze=tuple(self.config["freeze"]), ema=self.config["ema"]
+        )
+
+    def phase_fn(self, phase: Phase) -> Any:
+        """A phase as a function (state, key) -> state."""
+
+        def apply(state: TrainState, key: jax.Array) -> TrainState:
+            freeze = tuple(self.config["freeze"])
+            return restructure(state, phase.transform, self.tx, freeze=freeze, key=key)
+
+        return apply
+
+    def shardings(self, state: TrainState) -> TrainState:
+        """The sharding of every leaf of a state, or of its shapes."""
+        specs = param_specs(state.params, self.config["mesh"]["rules"], self.mesh)
+        return state_shardings(state, specs, self.mesh)
+
+    @cached_property
+    def train_step(self) -> StepFn:
+        """The pure step."""
+        return make_train_step(
+            self.task.loss,
+            self.tx,
+            steps=max(self.steps, 1),
+            seed=self.config["seed"],
+            accumulate=self.config["accumulate"],
+            ema=self.config["ema"],
+        )
+
+    @property
+    def table_before(self) -> ParameterTable:
+        """The parameters as the model has them."""
+        return parameter_table(self.dense)
+
+    @property
+    def table_after(self) -> ParameterTable:
+        """The parameters after all phases, finalized."""
+        return parameter_table(jax.eval_shape(finalize, self.structures[-1].params))
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods in the last structure, sorted."""
+        found: set[str] = set()
+
+        def visit(w: Any) -> None:
+            if is_matrix(w):
+                found.add(w.name)
+                for name in w.factors:
+                    visit(getattr(w, name))
+
+        for leaf in jax.tree.leaves(self.structures[-1].params, is_leaf=is_matrix):
+            visit(leaf)
+        return sorted(found)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the settings that the result depends on, the seed aside."""
+        part = {k: v for k, v in result_part(self.config).items() if k != "seed"}
+        return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _check_numbers(self) -> None:
+        config = self.config
+        batch = _at_least(config, "batch_size", 1)
+        parts = self.mesh.shape["data"] * _at_least(config, "accumulate", 1)
+        if batch % parts:
+            raise ValueError(
+                f"batch_size={batch} must be a multiple of mesh.data x accumulate = {parts}; "
+                f"nearest: {max(round(batch / parts), 1) * parts}"
+            )
+        if not 0 <= config["ema"] < 1:
+            raise ValueError(f"ema={config['ema']} must be in [0, 1)")
+        _at_least(config["eval"], "every", 0)
+        _at_least(config["checkpoint"], "every", 0)
+        _at_least(config["checkpoint"], "keep", 1)
+        _at_least(config["log"], "every", 1)
+
+    def _check_patterns(self) -> None:
+        # A pattern may be meant for the parameters of a later phase, so all of them count.
+        trained = {path for state in self.structures for path in leaf_paths(state.trainable)}
+        check_paths(self.config["optim"], sorted(trained))
+        for state in self.structures:
+            self.shardings(state)
+
+
+def build_task(config: Mapping[str, Any]) -> Any:
+    """The task of a config, with the data and model sections that the config names."""
+    sections = {k: config[k] for k in ("data", "model") if config[k]["name"]}
+    return registry.build(
+        "task",
+        config["task"],
+        seed=config["seed"],
+        batch_size=config["batch_size"],
+        **sections,
+    )
+
+
+def load_init(path: str, like: Any) -> Any:
+    """Parameters of an artefact or a run folder, checked against those of the model.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is broken, or a parameter is missing, extra or of another shape.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "model.safetensors"
+    params = load(file)
+    theirs = {p: tuple(x.shape) for p, x in leaf_paths(params, is_leaf=is_matrix).items()}
+    ours = {p: tuple(x.shape) for p, x in leaf_paths(like).items()}
+    wrong = [p for p in sorted({*theirs, *ours}) if theirs.get(p) != ours.get(p)]
+    if wrong:
+        p = wrong[0]
+        raise ValueError(
+            f"init={path!r} does not fit the model: {p!r} is {theirs.get(p, 'missing')} in the "
+            f"file and {ours.get(p, 'missing')} in the model ({len(wrong)} paths differ)"
+        )
+    return params
+
+
+def result_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the result of a run depends on."""
+    return {k: v for k, v in config.items() if k not in _FREE}
+
+
+def _at_least(section: Mapping[str, Any], key: str, least: int) -> int:
+    value = section[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{key}={value!r} must be a whole number, {least} or more")
+    return value

@@ -1,0 +1,109 @@
+"""The one training step, pure and jitted once for each structure of the parameters."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.core.matrix import at
+from jaxlab.core.trainable import combine
+from jaxlab.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformationExtraArgs,
+    *,
+    steps: int,
+    seed: int = 0,
+    accumulate: int = 1,
+    ema: float = 0.0,
+) -> StepFn:
+    """The step as a pure function of (state, batch).
+
+    progress = step / steps -> matrices at that progress -> loss -> gradients of the trainable
+    part -> optax update -> new state. Randomness is a function of (seed, step).
+
+    Args:
+      loss_fn: (params, batch, key) -> (scalar mean loss, scalar metrics).
+      tx: the optimizer; it is given the loss as the extra argument `value`.
+      steps: length of the run, which schedules inside matrices refer to.
+      seed: of the loss's randomness.
+      accumulate: parts that the batch is split into; gradients are averaged over them.
+      ema: decay of the running average, for a state that keeps one.
+
+    Returns:
+      A function (state, batch) -> (new state, metrics "loss", "grad_norm" and the task's own).
+    """
+
+    def loss_of(trainable, frozen, progress, batch, key):
+        return loss_fn(at(combine(trainable, frozen), progress), batch, key)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        progress = state.step / steps
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def gradients(part, key):
+            grad_fn = jax.value_and_grad(loss_of, has_aux=True)
+            (loss, metrics), grads = grad_fn(state.trainable, state.frozen, progress, part, key)
+            return grads, {**metrics, "loss": loss}
+
+        if accumulate == 1:
+            grads, metrics = gradients(batch, key)
+        else:
+            grads, metrics = _mean_over_parts(gradients, batch, key, accumulate)
+        updates, opt = tx.update(grads, state.opt, state.trainable, value=metrics["loss"])
+        trainable = optax.apply_updates(state.trainable, updates)
+        average = state.ema
+        if average is not None:
+            # The average of a few steps must not remember the initialisation.
+            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+            average = optax.incremental_update(trainable, average, 1 - decay)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        new = dataclasses.replace(
+            state, step=state.step + 1, trainable=trainable, opt=opt, ema=average
+        )
+        return new, metrics
+
+    return train_step
+
+
+def compile_step(step: StepFn, shardings: Any, counter: list[int] | None = None) -> StepFn:
+    """Jits a step with its state donated and kept in its sharding.
+
+    Args:
+      step: what `make_train_step` returned.
+      shardings: tree of the state's shardings.
+      counter: its last entry is increased whenever the step is traced.
+
+    Returns:
+      The jitted step.
+    """
+
+    def counted(state, batch):
+        if counter:
+            counter[-1] += 1
+        return step(state, batch)
+
+    return jax.jit(counted, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _mean_over_parts(gradients: Any, batch: Any, key: jax.Array, parts: int) -> Any:
+    # Part i takes rows i, i + parts, ...: so each device's rows of a sharded batch stay with it.
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape((-1, parts, *x.shape[1:])), 1, 0), batch)
+
+    def body(total, part_key):
+        return jax.tree.map(jnp.add, total, gradients(*part_key)), None
+
+    keys = jax.random.split(key, parts)
+    shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], split), keys[0])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(body, zeros, (split, keys))
+    return jax.tree.map(lambda x: x / parts, total)

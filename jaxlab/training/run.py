@@ -1,0 +1,265 @@
+"""From a checked experiment to its run folder: train or continue, finalize, measure, record."""
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlab.core.cost import nbytes
+from jaxlab.core.match import leaf_paths
+from jaxlab.core.matrix import at, finalize
+from jaxlab.interop.artefact import save
+from jaxlab.training.checkpoint import Checkpoints
+from jaxlab.training.curves import plot_curves
+from jaxlab.training.experiment import Experiment, result_part
+from jaxlab.training.logging import Recorder, read_metrics
+from jaxlab.training.loop import compile_step
+from jaxlab.training.sharding import put_batch, put_tree, to_host
+from jaxlab.training.state import TrainState
+
+
+class Run:
+    """One experiment in its run folder.
+
+    Args:
+      experiment: the checked experiment.
+
+    Raises:
+      ValueError: the folder holds a run with other settings.
+
+    Attributes:
+      folder: where everything is written.
+      traces: how often the step was traced for each structure that was trained.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.config = experiment.config
+        self.folder = Path(self.config["workdir"])
+        self.traces: list[int] = []
+        self._writes = jax.process_index() == 0
+        self._claim()
+
+        def sums(params: Any, batch: Any) -> Any:
+            return experiment.task.eval_sums(params, batch)
+
+        self._eval_sums = jax.jit(sums)
+        self._at = jax.jit(at)
+        self._finalize = jax.jit(finalize)
+
+    def train(self) -> dict[str, Any]:
+        """Trains or continues to the end; returns what it leaves in `summary.json`."""
+        began = time.perf_counter()
+        log, keep = self.config["log"], self.config["checkpoint"]["keep"]
+        checkpoints = Checkpoints(self.folder / "checkpoints", self.experiment.task.quality, keep)
+        start = checkpoints.latest() or 0
+        recorder = Recorder(
+            self.folder / "metrics.jsonl" if self._writes else None,
+            start=start,
+            steps=self.experiment.steps,
+            tensorboard=self.folder / "tensorboard" if log["tensorboard"] else None,
+        )
+        try:
+            state, rate = self._advance(start, checkpoints, recorder)
+            params, metrics = self._measure(state)
+        finally:
+            recorder.close()
+            checkpoints.close()
+        host = to_host(params)
+        summary = self._summary(state, params, metrics, rate)
+        if self._writes:
+            summary["bytes"]["file"] = save(self.folder / "model.safetensors", host)
+            lines = read_metrics(self.folder / "metrics.jsonl")
+            plot_curves(self.folder / "curves.png", lines, self.experiment.task.quality)
+            summary["wall_seconds"] = round(time.perf_counter() - began, 2)
+            _write_json(self.folder / "summary.json", summary)
+        return summary
+
+    def evaluate(self, params: Any) -> dict[str, float]:
+        """Metrics of parameters on the held-out data."""
+        task, totals = self.experiment.task, {}
+        for batch in task.eval_batches():
+            sums = self._eval_sums(params, put_batch(batch, self.experiment.mesh))
+            totals = sums if not totals else jax.tree.map(lambda a, b: a + b, totals, sums)
+        return task.eval_metrics({k: float(v) for k, v in jax.device_get(totals).items()})
+
+    def _advance(
+        self, start: int, checkpoints: Checkpoints, recorder: Recorder
+    ) -> tuple[TrainState, float]:
+        """The steps from `start` on; returns the last state and the steps per second."""
+        experiment, config = self.experiment, self.config
+        log_every, steps = config["log"]["every"], experiment.steps
+        key = jax.random.key(config["seed"])
+        done = sum(phase.step < start for phase in experiment.phases)
+        state = self._restore(start, done, checkpoints) if start else self._init(key)
+        watch = _Stopwatch()
+        step_fn = None
+        for step in range(start, steps + 1):
+            while done < len(experiment.phases) and experiment.phases[done].step == step:
+                phase = experiment.phases[done]
+                state = experiment.phase_fn(phase)(state, jax.random.fold_in(key, done))
+                state = put_tree(state, experiment.shardings(state))
+                if step:
+                    recorder.say(f"step {step}: phase {phase.label!r}")
+                done, step_fn = done + 1, None
+            if step == steps:
+                break
+            if step_fn is None:
+                self.traces.append(0)
+                shardings = experiment.shardings(state)
+                step_fn = compile_step(experiment.train_step, shardings, self.traces)
+                watch.pause()
+            batch = put_batch(experiment.task.batch(step), experiment.mesh)
+            state, metrics = step_fn(state, batch)
+            if (step + 1) % log_every == 0 or step + 1 == steps:
+                recorder.later(step + 1, {**metrics, "learning_rate": experiment.rate(step)})
+                watch.lap(step + 1)
+            if self._evaluate_and_save(step + 1, state, checkpoints, recorder):
+                watch.pause()
+        return state, watch.rate
+
+    def _evaluate_and_save(
+        self, step: int, state: TrainState, checkpoints: Checkpoints, recorder: Recorder
+    ) -> bool:
+        """What is due after a step; whether anything was."""
+        last = step == self.experiment.steps
+        due = {k: self.config[k]["every"] for k in ("eval", "checkpoint")}
+        due = {k: last or bool(every and step % every == 0) for k, every in due.items()}
+        quality = None
+        if due["eval"]:
+            _, metrics = self._measure(state)
+            recorder.now(
+                step, {f"{form}/{k}": v for form, m in metrics.items() for k, v in m.items()}
+            )
+            quality = metrics["finalized"]
+        if due["checkpoint"]:
+            # Lines up to this step must be on disk first: a resumed run begins after them.
+            recorder.flush()
+            checkpoints.save(step, state, quality)
+        return any(due.values())
+
+    def _measure(self, state: TrainState) -> tuple[Any, dict[str, dict[str, float]]]:
+        """The finalized parameters, and the metrics with and without `finalize`."""
+        progress = min(int(state.step) / max(self.experiment.steps, 1), 1.0)
+        if not self.experiment.steps:
+            progress = 1.0
+        now = self._at(state.eval_params, np.float32(progress))
+        final = self._finalize(now)
+        return final, {"trained": self.evaluate(now), "finalized": self.evaluate(final)}
+
+    def _init(self, key: jax.Array) -> TrainState:
+        params = self.experiment.loaded
+        if params is None:
+            params = jax.jit(self.experiment.task.init)(key)
+        state = self.experiment.init_state(params)
+        return put_tree(state, self.experiment.shardings(state))
+
+    def _restore(self, start: int, done: int, checkpoints: Checkpoints) -> TrainState:
+        shapes = self.experiment.structures[done]
+        like = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            self.experiment.shardings(shapes),
+        )
+        return checkpoints.restore(start, like)
+
+    def _claim(self) -> None:
+        """Makes the folder, or checks that what is in it is this run."""
+        file = self.folder / "config.json"
+        ours = json.loads(json.dumps(self.config))
+        if file.exists():
+            theirs = json.loads(file.read_text(encoding="utf-8"))
+            here, there = leaf_paths(result_part(ours)), leaf_paths(result_part(theirs))
+            changed = [k for k in sorted({*here, *there}) if here.get(k) != there.get(k)]
+            if changed:
+                shown = ", ".join(
+                    f"{k} is {there.get(k)} there, {here.get(k)} here" for k in changed
+                )
+                raise ValueError(
+                    f"workdir={str(self.folder)!r} holds another run: {shown}. Choose another "
+                    "--config.workdir, or remove that folder"
+                )
+        elif self._writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_json(file, ours)
+
+    def _summary(
+        self, state: TrainState, params: Any, metrics: dict[str, dict[str, float]], rate: float
+    ) -> dict[str, Any]:
+        experiment, config = self.experiment, self.config
+        quality = experiment.task.quality
+        return {
+            "format": 1,
+            "config": config["name"],
+            "config_hash": experiment.fingerprint,
+            "seed": config["seed"],
+            "task": config["task"]["name"],
+            "data": experiment.task.info,
+            "model": config["model"]["name"],
+            "methods": experiment.methods,
+            "steps": experiment.steps,
+            "quality": {
+                "name": quality.name,
+                "mode": quality.mode,
+                **{form: values[quality.name] for form, values in metrics.items()},
+            },
+            "metrics": metrics,
+            "bytes": {
+                "dense": nbytes(experiment.dense),
+                "trained": nbytes(state.eval_params),
+                "finalized": nbytes(params),
+                "file": None,
+            },
+            "compilations": self.traces,
+            "steps_per_second": round(rate, 2),
+            "wall_seconds": None,
+            "machine": _machine(),
+            "versions": {p: metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
+            "finished": True,
+        }
+
+
+class _Stopwatch:
+    """Steps per second, without compilation, evaluation and checkpoints."""
+
+    def __init__(self) -> None:
+        self._steps, self._seconds = 0, 0.0
+        self._mark: tuple[int, float] | None = None
+
+    def lap(self, step: int) -> None:
+        now = time.perf_counter()
+        if self._mark is not None:
+            self._steps += step - self._mark[0]
+            self._seconds += now - self._mark[1]
+        self._mark = (step, now)
+
+    def pause(self) -> None:
+        self._mark = None
+
+    @property
+    def rate(self) -> float:
+        return self._steps / self._seconds if self._seconds else 0.0
+
+
+def _machine() -> dict[str, Any]:
+    devices = jax.devices()
+    return {
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "platform": devices[0].platform,
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    # Whole or not at all: a run that is killed here leaves the old file.
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

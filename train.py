@@ -1,0 +1,100 @@
+"""Trains, compresses, packs, measures and reports the model that a config describes.
+
+    python train.py
+    python train.py --config=configs/python_source.py:smoke,seed=3 --config.optim.lr=3e-4
+    python train.py --config=configs/digits_vit.py --config.steps=0   # the parameter table only
+
+The same command again continues an interrupted run.
+"""
+
+import sys
+from typing import Any, NoReturn
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxlab.training.experiment import Experiment
+from jaxlab.training.run import Run
+
+# Sections of a config are checked by the constructors they are bound to and so take new keys;
+# the config locks the others itself.
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    "configs/digits_vit.py",
+    "Experiment file, with an argument string after a colon.",
+    lock_config=False,
+    accept_new_attributes=True,
+)
+# Orbax and jax report every file they touch at INFO.
+flags.FLAGS.set_default("verbosity", -1)
+
+
+def main(config: ConfigDict) -> dict[str, Any] | None:
+    """Runs one experiment; returns its summary, or None if there was nothing to train.
+
+    Raises:
+      SystemExit: the config is wrong; what is wrong has been printed.
+    """
+    if config.mesh.distributed:
+        jax.distributed.initialize()
+    try:
+        experiment = Experiment(config.to_dict())
+    except (ValueError, TypeError, OSError) as error:
+        fail(error)
+    shows = jax.process_index() == 0
+    if shows:
+        print(f"{config.name}: {jax.device_count()} x {jax.devices()[0].device_kind}")
+        print(f"\nParameters of the model\n{experiment.table_before}")
+        print(f"\nParameters after compression, finalized\n{experiment.table_after}\n", flush=True)
+    if not experiment.steps and experiment.loaded is None:
+        return None
+    try:
+        run = Run(experiment)
+    except (ValueError, OSError) as error:
+        fail(error)
+    summary = run.train()
+    if shows:
+        print(report(summary, str(run.folder)))
+    return summary
+
+
+def report(summary: dict[str, Any], folder: str) -> str:
+    """The last lines of a run: quality with and without `finalize`, bytes, where it all is."""
+    quality, size = summary["quality"], summary["bytes"]
+    return "\n".join(
+        [
+            f"\nheld-out {quality['name']}: {quality['trained']:.4f} trained, "
+            f"{quality['finalized']:.4f} finalized",
+            f"bytes: {size['file']:,} on disk, {size['finalized']:,} in memory, "
+            f"{size['dense']:,} dense ({size['dense'] / size['file']:.2f}x smaller on disk)",
+            f"speed: {summary['steps_per_second']:.1f} steps/s, "
+            f"{summary['wall_seconds']:.1f} s in all",
+            f"run folder: {folder}",
+        ]
+    )
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Absl's flag parser, with a config's errors as one line instead of a traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        fail(error)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Prints an error of the user's input and exits with status 2."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f"train.py: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _main(argv: list[str]) -> None:
+    if argv[1:]:
+        fail(ValueError(f"unexpected arguments {argv[1:]}; settings are --config.name=value"))
+    main(_CONFIG.value)
+
+
+if __name__ == "__main__":
+    app.run(_main, flags_parser=parse_flags)
