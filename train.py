@@ -76,24 +76,32 @@ def report(summary: dict[str, Any], folder: str) -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Absl's flag parser, with a config's errors as one line instead of a traceback."""
+    """Parses the flags; a mistake in them or in the config file is one line and exit status 2."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        return flags.FLAGS(argv)
+    except (flags.Error, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
         fail(error)
 
 
 def fail(error: Exception) -> NoReturn:
     """Prints an error of the user's input and exits with status 2."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"train.py: {text}", file=sys.stderr)
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # The config flags put a whole traceback into their message; its last line says what is wrong.
+    shown = lines[-1] if "Traceback" in text else " ".join(lines)
+    print(f"train.py: {shown}", file=sys.stderr)
     sys.exit(2)
 
 
 def _main(argv: list[str]) -> None:
     if argv[1:]:
         fail(ValueError(f"unexpected arguments {argv[1:]}; settings are --config.name=value"))
-    main(_CONFIG.value)
+    try:
+        config = _CONFIG.value
+        config.name  # noqa: B018  a config file that could not be read fails at its first use
+    except OSError as error:
+        fail(error)
+    main(config)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ constructor's signature, and nothing else in the codebase mentions the part's na
     >>> registry.build("schedule", {"name": "doctest_ramp", "slop": 2.0})
     Traceback (most recent call last):
     ...
-    ValueError: schedule 'doctest_ramp' takes no 'slop'; did you mean 'slope'? Signature: ...
+    ValueError: schedule 'doctest_ramp' takes no 'slop'; did you mean 'slope'? valid: slope. Signature: ...
 """
 
 import difflib
@@ -127,9 +127,9 @@ def check_arguments(
         missing, or of a type that the annotation excludes.
     """
     signature = inspect.signature(function, eval_str=True)
-    shown = str(inspect.signature(function)).replace("'", "")
-    parameters = signature.parameters
-    supplied = set(supplied)
+    parameters, supplied = signature.parameters, set(supplied)
+    settable = [p for name, p in parameters.items() if name not in supplied]
+    shown = str(signature.replace(parameters=settable, return_annotation=signature.empty))
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     legal = {
         n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
@@ -146,17 +146,14 @@ def check_arguments(
             if takes_any:
                 continue
             raise ValueError(
-                f"{owner} takes no {name!r}; {suggest(name, legal - supplied, listed=False)}"
-                f"Signature: {shown}"
+                f"{owner} takes no {name!r}; {suggest(name, legal - supplied)}. Signature: {shown}"
             )
         expected = parameters[name].annotation
         if not _fits(value, expected):
             label = getattr(expected, "__name__", None) or str(expected)
             if isinstance(expected, types.UnionType) or typing.get_origin(expected):
                 label = str(expected)
-            raise ValueError(
-                f"{owner}: {name}={value!r} is not of type {label}. Signature: {shown}"
-            )
+            raise ValueError(f"{owner}: {name}={value!r} is not {label}. Signature: {shown}")
     for name in sorted(legal - supplied - set(arguments)):
         if parameters[name].default is inspect.Parameter.empty:
             raise ValueError(f"{owner} needs {name!r}. Signature: {shown}")

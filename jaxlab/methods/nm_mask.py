@@ -87,11 +87,23 @@ def nm_mask(
         method = "argmax" if rounds else "pairwise" if pattern.m <= 64 else "sort"
     if method == "argmax" and not fixed:
         raise ValueError("nm_mask: method='argmax' needs a static n; use 'pairwise' or 'sort'")
+    fn = _mask if fixed else _mask_of_traced_n
+    return fn(scores, kept, pattern, method)
+
+
+def _mask_unjitted(
+    scores: jax.Array, n: jax.Array | int, pattern: NMPattern, method: str
+) -> jax.Array:
     grouped = group(scores.astype(accumulator(scores.dtype)), pattern)
     # -inf and NaN become the lowest finite score: "argmax" marks what it has taken with -inf.
     lowest = jnp.finfo(grouped.dtype).min
     grouped = jnp.nan_to_num(grouped, nan=lowest, posinf=jnp.inf, neginf=lowest)
-    return _SELECT[method](grouped, kept, pattern.axis).reshape(scores.shape)
+    return _SELECT[method](grouped, n, pattern.axis).reshape(scores.shape)
+
+
+# Jitted here because op by op the selections are hundreds of small launches.
+_mask = jax.jit(_mask_unjitted, static_argnums=(1, 2, 3))
+_mask_of_traced_n = jax.jit(_mask_unjitted, static_argnums=(2, 3))
 
 
 def _largest_pairwise(s: jax.Array, n: jax.Array | int, axis: int) -> jax.Array:

@@ -34,6 +34,12 @@ def nm_pack(w: jax.Array, mask: jax.Array, pattern: NMPattern) -> "NMPacked":
                 f"nm_pack: groups of the mask hold {int(counts.min())} to {int(counts.max())} "
                 f"entries and not n={pattern.n}; make it with nm_mask"
             )
+    return _pack(w, mask, pattern)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _pack(w: jax.Array, mask: jax.Array, pattern: NMPattern) -> "NMPacked":
+    kept, member = group(mask, pattern), pattern.axis
     order = jnp.argsort(~kept, axis=member, stable=True)
     position = jax.lax.slice_in_dim(order, 0, pattern.n, axis=order.ndim + member)
     values = jnp.take_along_axis(group(w, pattern), position, axis=member)
@@ -42,6 +48,7 @@ def nm_pack(w: jax.Array, mask: jax.Array, pattern: NMPattern) -> "NMPacked":
     return NMPacked(ungroup(values, pattern), index, pattern.n, pattern.m, pattern.axis)
 
 
+@jax.jit
 def nm_unpack(packed: "NMPacked") -> jax.Array:
     """The dense array of a packed matrix: the kept values bit for bit, zeros elsewhere."""
     pattern = packed.pattern

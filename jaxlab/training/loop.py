@@ -66,7 +66,7 @@ def make_train_step(
             # The average of a few steps must not remember the initialisation.
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
             average = optax.incremental_update(trainable, average, 1 - decay)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         new = dataclasses.replace(
             state, step=state.step + 1, trainable=trainable, opt=opt, ema=average
         )

@@ -1,0 +1,249 @@
+"""A decoder-only language model with Llama's layout.
+
+Source: H. Touvron et al., "LLaMA: open and efficient foundation language models", 2023. RMSNorm
+before each branch, rotary positions (J. Su et al., "RoFormer", 2021, equation 34), grouped queries
+(J. Ainslie et al., "GQA", 2023), SwiGLU (N. Shazeer, "GLU variants improve transformer", 2020), no
+biases. Rotary pairs are entries i and i + H/2 of a head, as in checkpoints on Hugging Face; the
+original code pairs 2i and 2i + 1.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlab.core.registry import register
+from jaxlab.models.checks import check_divides, check_positive, compute_dtype
+from jaxlab.models.layers import Embed, Initializer, Linear, attention, normalize, residual_init
+
+
+class Attention(nnx.Module):
+    """Causal attention; kernels `q`, `out` of `heads` heads, `k`, `v` of `kv_heads` heads."""
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        heads: int,
+        kv_heads: int,
+        rope_theta: float,
+        out_init: Initializer,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        """`out_init` draws the kernel of `out`, which ends the residual branch."""
+        self.d_head = d_model // heads
+        self.rope_theta = rope_theta
+        d_kv = kv_heads * self.d_head
+        self.q, self.k, self.v = (
+            _linear(d_model, d, dtype=dtype, rngs=rngs) for d in (d_model, d_kv, d_kv)
+        )
+        self.out = _linear(d_model, d_model, dtype=dtype, kernel_init=out_init, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, d_model) to the same."""
+        positions = jnp.arange(x.shape[1])
+        q, k, v = (
+            layer(x).reshape(*x.shape[:-1], -1, self.d_head) for layer in (self.q, self.k, self.v)
+        )
+        q, k = (rotary(y, positions, theta=self.rope_theta) for y in (q, k))
+        return self.out(attention(q, k, v, causal=True).reshape(x.shape))
+
+
+class SwiGLU(nnx.Module):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(
+        self, d_model: int, d_mlp: int, *, out_init: Initializer, dtype: Any, rngs: nnx.Rngs
+    ):
+        """`out_init` draws the kernel of `down`, which ends the residual branch."""
+        self.gate, self.up = (_linear(d_model, d_mlp, dtype=dtype, rngs=rngs) for _ in range(2))
+        self.down = _linear(d_mlp, d_model, dtype=dtype, kernel_init=out_init, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., d_model) to the same."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nnx.Module):
+    """`x + attn(attn_norm(x))`, then `x + mlp(mlp_norm(x))`."""
+
+    def __init__(self, attn: Attention, mlp: SwiGLU, *, d_model: int, eps: float, rngs: nnx.Rngs):
+        """The two branches, each with a norm in front."""
+        self.attn_norm = nnx.RMSNorm(d_model, epsilon=eps, rngs=rngs)
+        self.attn = attn
+        self.mlp_norm = nnx.RMSNorm(d_model, epsilon=eps, rngs=rngs)
+        self.mlp = mlp
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, d_model) to the same."""
+        x = x + self.attn(normalize(self.attn_norm, x))
+        return x + self.mlp(normalize(self.mlp_norm, x))
+
+
+class Decoder(nnx.Module):
+    """Parameters `embed/embedding`, `layers/<i>`, `final_norm/scale`, and `head/kernel` if untied.
+
+    A layer has `attn_norm/scale`, `attn/{q,k,v,out}/kernel`, `mlp_norm/scale` and
+    `mlp/{gate,up,down}/kernel`.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        seq_len: int,
+        d_model: int,
+        depth: int,
+        heads: int,
+        kv_heads: int,
+        d_mlp: int,
+        rope_theta: float,
+        norm_eps: float,
+        tie_embeddings: bool,
+        remat: bool,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """The arguments of `decoder`, none left to choose and all checked."""
+        self.seq_len = seq_len
+        self.remat = remat
+        make: dict[str, Any] = {"out_init": residual_init(depth), "dtype": dtype, "rngs": rngs}
+        attn: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "rope_theta": rope_theta}
+        self.embed = Embed(vocab_size, d_model, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List(
+            [
+                Layer(
+                    Attention(d_model, **attn, **make),
+                    SwiGLU(d_model, d_mlp, **make),
+                    d_model=d_model,
+                    eps=norm_eps,
+                    rngs=rngs,
+                )
+                for _ in range(depth)
+            ]
+        )
+        self.final_norm = nnx.RMSNorm(d_model, epsilon=norm_eps, rngs=rngs)
+        self.head = None if tie_embeddings else _linear(d_model, vocab_size, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, T) integers to float32 logits (B, T, vocab_size) of each next token.
+
+        Raises:
+          ValueError: T is more than the model's `seq_len`.
+        """
+        if tokens.shape[1] > self.seq_len:
+            raise ValueError(
+                f"decoder: {tokens.shape[1]} tokens are more than seq_len={self.seq_len}; "
+                f"nearest: {self.seq_len}"
+            )
+        apply = nnx.remat(_apply) if self.remat else _apply
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = apply(layer, x)
+        x = normalize(self.final_norm, x)
+        logits = self.embed.attend(x) if self.head is None else self.head(x)
+        return logits.astype(jnp.float32)
+
+
+def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10000.0) -> jax.Array:
+    """Turns each pair (x_i, x_{i + H/2}) by the angle `position * theta ** (-2i / H)`.
+
+    Products of two turned vectors depend on the difference of their positions only.
+
+    Args:
+      x: (B, T, N, H), H even.
+      positions: (T,) numbers.
+      theta: wavelengths run from 2 pi to 2 pi theta.
+
+    Returns:
+      (B, T, N, H), of x's dtype; angles and products are float32.
+
+    >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
+    >>> rotary(x, jnp.array([jnp.pi / 2])).round(3).ravel().tolist()
+    [-0.0, 1.0]
+    """
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions.astype(jnp.float32)[:, None] * frequencies[None, :]
+    cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+@register("model", "decoder")
+def decoder(
+    *,
+    vocab_size: int,
+    seq_len: int,
+    rngs: nnx.Rngs,
+    d_model: int = 256,
+    depth: int = 4,
+    heads: int = 4,
+    kv_heads: int | None = None,
+    d_mlp: int | None = None,
+    rope_theta: float = 10000.0,
+    norm_eps: float = 1e-5,
+    tie_embeddings: bool = False,
+    remat: bool = False,
+    dtype: str = "float32",
+) -> Decoder:
+    """A decoder-only language model with Llama's layout.
+
+    Args:
+      vocab_size: tokens are in [0, vocab_size).
+      seq_len: longest sequence that the model accepts.
+      rngs: for the initial parameters.
+      d_model: width of the residual stream.
+      depth: number of layers.
+      heads: query heads; d_model / heads is whole and even.
+      kv_heads: key and value heads, which divide `heads`; None is as many.
+      d_mlp: hidden width of the feed-forward layers; None is 8/3 of d_model, rounded up to a
+        multiple of 64: as many parameters as two kernels of four times the width.
+      rope_theta: base of the rotary wavelengths.
+      norm_eps: what RMSNorm adds to the mean square.
+      tie_embeddings: whether the embedding serves as head.
+      remat: whether gradients recompute each layer instead of keeping its activations.
+      dtype: of the activations, "float32" or "bfloat16".
+
+    Raises:
+      ValueError: the heads do not divide, a number is not positive, or `dtype` is unknown.
+
+    >>> def logits(tokens):
+    ...     return decoder(vocab_size=256, seq_len=16, rngs=nnx.Rngs(0))(tokens)
+    >>> jax.eval_shape(logits, jnp.zeros((2, 16), jnp.int32)).shape
+    (2, 16, 256)
+    """
+    kv_heads = heads if kv_heads is None else kv_heads
+    d_mlp = -(-8 * d_model // (3 * 64)) * 64 if d_mlp is None else d_mlp
+    check_positive("decoder", vocab_size=vocab_size, seq_len=seq_len, d_model=d_model, depth=depth)
+    check_positive("decoder", d_mlp=d_mlp, rope_theta=rope_theta, norm_eps=norm_eps)
+    if d_model % 2:
+        raise ValueError(f"decoder: d_model={d_model} must be even; nearest: {d_model + 1}")
+    check_divides("decoder", "heads", heads, d_model // 2, f"half of d_model={d_model}")
+    check_divides("decoder", "kv_heads", kv_heads, heads, f"heads={heads}")
+    return Decoder(
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        d_model=d_model,
+        depth=depth,
+        heads=heads,
+        kv_heads=kv_heads,
+        d_mlp=d_mlp,
+        rope_theta=rope_theta,
+        norm_eps=norm_eps,
+        tie_embeddings=tie_embeddings,
+        remat=remat,
+        dtype=compute_dtype("decoder", dtype),
+        rngs=rngs,
+    )
+
+
+def _linear(d_in: int, d_out: int, **kwargs: Any) -> Linear:
+    return Linear(d_in, d_out, use_bias=False, **kwargs)
+
+
+def _apply(layer: Layer, x: jax.Array) -> jax.Array:
+    return layer(x)

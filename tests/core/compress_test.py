@@ -1,0 +1,112 @@
+"""Rules on paths: what becomes a matrix, what is refused and with which words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxlab
+from jaxlab.methods.low_rank import LowRank
+from jaxlab.methods.nm import NM, NMPacked
+
+
+def params():
+    keys = jax.random.split(jax.random.key(0), 3)
+    return {
+        "blocks": {
+            i: {"up": {"kernel": jax.random.normal(k, (16, 8)), "bias": jnp.zeros(8)}}
+            for i, k in enumerate(keys[:2])
+        },
+        "head": {"kernel": jax.random.normal(keys[2], (8, 4))},
+    }
+
+
+def test_first_match_wins_and_the_rest_is_untouched():
+    before = params()
+    after = jaxlab.compress(
+        before,
+        [
+            ("blocks/0/.*kernel", "low_rank", {"rank": 2}),
+            ("blocks/.*kernel", "nm", {"n": 1, "m": 4}),
+        ],
+    )
+    assert isinstance(after["blocks"][0]["up"]["kernel"], LowRank)
+    assert isinstance(after["blocks"][1]["up"]["kernel"], NM)
+    assert after["head"]["kernel"] is before["head"]["kernel"]
+    assert after["blocks"][0]["up"]["bias"] is before["blocks"][0]["up"]["bias"]
+
+
+def test_dense_keeps_a_path_from_later_rules():
+    after = jaxlab.compress(
+        params(), [("blocks/0/.*kernel", "dense", {}), ("blocks/.*kernel", "low_rank", {"rank": 2})]
+    )
+    np.testing.assert_array_equal(
+        after["blocks"][0]["up"]["kernel"].to_dense(), params()["blocks"][0]["up"]["kernel"]
+    )
+
+
+def test_factors_are_reached_by_their_paths():
+    after = jaxlab.compress(
+        params(),
+        [
+            ("blocks/.*/kernel", "low_rank", {"rank": 4}),
+            ("blocks/.*/kernel/u", "nm", {"n": 2, "m": 4}),
+        ],
+    )
+    kernel = jaxlab.finalize(after)["blocks"][1]["up"]["kernel"]
+    assert isinstance(kernel, LowRank)
+    assert isinstance(kernel.u, NMPacked)
+    # And in two calls as in one.
+    first = jaxlab.compress(params(), [("blocks/.*/kernel", "low_rank", {"rank": 4})])
+    second = jaxlab.compress(first, [("blocks/.*/kernel/u", "nm", {"n": 2, "m": 4})])
+    assert jax.tree.structure(second) == jax.tree.structure(after)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([("blocks/.*kernl", "nm", {"n": 1, "m": 4})], "matches no path.*blocks/./up/kernel"),
+        ([(".*up/kernel", "mn", {})], "matrix 'mn' is not registered; did you mean 'nm'"),
+        ([(".*up/kernel", "nm", {"n": 1, "M": 4})], "takes no 'M'"),
+        ([(".*up/kernel", "nm", {"n": 1})], "needs 'm'"),
+        ([(".*up/kernel", "nm", {"n": 1, "m": "4"})], "m='4' is not int"),
+        (
+            [(".*up/kernel", "nm", {"n": 1, "m": 3})],
+            r"'blocks/0/up/kernel' \(16, 8\).*nearest m: 2",
+        ),
+        ([("head/kernel", "low_rank", {"rank": 5})], r"'head/kernel' \(8, 4\).*nearest: 4"),
+        (
+            [
+                ("head/kernel", "nm", {"n": 1, "m": 4}),
+                ("head/kernel/weight", "low_rank", {"rank": 1}),
+            ],
+            "'head/kernel/weight' cannot be compressed",
+        ),
+    ],
+)
+def test_refusals_name_path_value_and_remedy(rules, message):
+    with pytest.raises(ValueError, match=message):
+        jaxlab.compress(params(), rules)
+
+
+def test_a_matrix_is_not_compressed_twice():
+    once = jaxlab.compress(params(), [("head/kernel", "low_rank", {"rank": 2})])
+    with pytest.raises(ValueError, match="already a LowRank; match one of its factors"):
+        jaxlab.compress(once, [("head/kernel", "nm", {"n": 1, "m": 4})])
+
+
+def test_shapes_alone_are_enough_to_check():
+    rules = [("blocks/.*kernel", "low_rank", {"rank": 2}), ("head/kernel", "nm", {"n": 1, "m": 4})]
+    shapes = jax.eval_shape(lambda p: jaxlab.compress(p, rules), params())
+    real = jaxlab.compress(params(), rules)
+    assert jax.tree.structure(shapes) == jax.tree.structure(real)
+    assert jaxlab.parameter_table(shapes) == jaxlab.parameter_table(real)
+
+
+@given(st.sets(st.sampled_from(["blocks/0/up/kernel", "blocks/1/up/kernel", "head/kernel"])))
+def test_exactly_the_matched_paths_become_matrices(chosen):
+    after = jaxlab.compress(params(), [(path, "dense", {}) for path in sorted(chosen)])
+    rows = {r.path: r.kind for r in jaxlab.parameter_table(after).rows}
+    assert {path for path, kind in rows.items() if kind == "Dense"} == chosen

@@ -1,0 +1,279 @@
+"""Whole runs: what is in the folder, killed and resumed, phases, refusals before compilation."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxlab
+from jaxlab.config import base_config
+from jaxlab.training.experiment import Experiment
+from jaxlab.training.run import Run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        yield
+
+
+def config(folder, **changes):
+    c = base_config("tiny.py")
+    c.workdir = str(folder)
+    c.steps, c.batch_size = 6, 16
+    c.task.name, c.data.name = "classify", "digits"
+    c.model.update(name="mlp", hidden=(32,))
+    c.compress.first = {"path": "layers/0/kernel", "name": "nm", "n": 1, "m": 4}
+    c.log.every = c.eval.every = c.checkpoint.every = 2
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            c[section][name] = value
+        else:
+            c[section] = value
+    return c.to_dict()
+
+
+def train(folder, **changes):
+    run = Run(Experiment(config(folder, **changes)))
+    return run.train(), run
+
+
+def contents(folder):
+    names = ("metrics.jsonl", "model.safetensors")
+    return {name: (Path(folder) / name).read_bytes() for name in names}
+
+
+def test_run_folder_and_summary(tmp_path):
+    summary, run = train(tmp_path)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model.safetensors",
+        "summary.json",
+        "curves.png",
+    }
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert summary["compilations"] == [1]
+    assert summary["methods"] == ["nm"]
+    params = jaxlab.load(tmp_path / "model.safetensors")
+    assert jaxlab.nbytes(params) == summary["bytes"]["finalized"] < summary["bytes"]["dense"]
+    assert (tmp_path / "model.safetensors").stat().st_size == summary["bytes"]["file"]
+    # The loaded artefact is the model that was measured.
+    assert run.evaluate(params) == summary["metrics"]["finalized"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines if "finalized/accuracy" in line] == [2, 4, 6]
+    assert summary["metrics"]["finalized"]["accuracy"] == lines[-1]["finalized/accuracy"]
+
+
+def test_finalized_predictions_equal_the_trained_ones(tmp_path):
+    _, run = train(tmp_path, model__hidden=(32, 32))
+    state = jaxlab.load(tmp_path / "model.safetensors")
+    network = run.experiment.task.network
+    images = next(iter(run.experiment.task.eval_batches()))["image"]
+    packed = network.apply(state, images)
+    dense = jax.tree.map(jaxlab.to_dense, state, is_leaf=lambda x: isinstance(x, jaxlab.Matrix))
+    np.testing.assert_allclose(packed, network.apply(dense, images), rtol=1e-6, atol=1e-6)
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    runs = [train(tmp_path / str(i), seed=seed)[0] for i, seed in enumerate((0, 0, 1))]
+    assert contents(tmp_path / "0") == contents(tmp_path / "1")
+    assert contents(tmp_path / "0") != contents(tmp_path / "2")
+    assert runs[0]["config_hash"] == runs[2]["config_hash"]
+
+
+def test_a_finished_run_repeated_changes_nothing(tmp_path):
+    train(tmp_path)
+    before = contents(tmp_path)
+    summary, _ = train(tmp_path)
+    assert summary["compilations"] == []
+    assert contents(tmp_path) == before
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path):
+    train(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"optim/lr is 0.001 there, 0.01 here"):
+        train(tmp_path, optim__lr=0.01)
+    assert contents(tmp_path) == before
+    train(tmp_path, log__every=1)
+
+
+def test_phases_change_the_structure_and_compile_once_each(tmp_path):
+    rules = (("layers/1/kernel", "low_rank", {"rank": 4}),)
+    phases = {
+        "late": {"at": 0.5, "name": "compress", "rules": rules},
+        "open": {"at": 1.0, "name": "densify", "path": "layers/0/.*"},
+    }
+    changes = {"model__hidden": (32, 32), "phases": phases}
+    summary, run = train(tmp_path / "whole", **changes)
+    assert summary["compilations"] == [1, 1]
+    assert summary["methods"] == ["low_rank"]
+    loaded = jaxlab.load(tmp_path / "whole" / "model.safetensors")
+    assert loaded["layers"][0]["kernel"].shape == (64, 32)
+    assert type(loaded["layers"][1]["kernel"]).name == "low_rank"
+
+
+def test_one_shot_compression_of_a_checkpoint(tmp_path):
+    train(tmp_path / "dense", compress={}, steps=20)
+    summary, run = train(tmp_path / "small", steps=0, init=str(tmp_path / "dense"))
+    assert summary["steps"] == 0
+    dense = jaxlab.load(tmp_path / "dense" / "model.safetensors")
+    small = jaxlab.load(tmp_path / "small" / "model.safetensors")
+    kernel = dense["layers"][0]["kernel"]
+    kept = small["layers"][0]["kernel"].to_dense()
+    assert ((kept == kernel) | (kept == 0)).all()
+    assert summary["bytes"]["finalized"] < summary["bytes"]["dense"]
+
+
+def test_init_that_does_not_fit_is_refused(tmp_path):
+    train(tmp_path / "dense", compress={})
+    with pytest.raises(ValueError, match=r"init=.*'head/kernel' is \(32, 10\) in the file"):
+        Experiment(config(tmp_path / "b", init=str(tmp_path / "dense"), model__hidden=(16,)))
+    with pytest.raises(FileNotFoundError, match="no file"):
+        Experiment(config(tmp_path / "b", init=str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__name": "digit"}, "data 'digit' is not registered; did you mean 'digits'"),
+        ({"model__name": "vitt"}, "did you mean 'vit'"),
+        ({"task__name": "clasify"}, "did you mean 'classify'"),
+        ({"optim__name": "adam"}, "did you mean 'adamw'"),
+        ({"model__hiden": (3,)}, "takes no 'hiden'; did you mean 'hidden'"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"steps": -1}, "steps=-1"),
+        ({"accumulate": 3}, "batch_size=16 must be a multiple"),
+        ({"ema": 1.0}, "ema=1.0"),
+        ({"freeze": ("layer/.*",)}, "freeze: pattern 'layer/.*'"),
+        ({"optim__lr_paths": (("hed/.*", 2.0),)}, "optim.lr_paths: pattern 'hed/.*'"),
+        ({"compress": {"a": {"path": "layer", "name": "nm", "n": 1, "m": 4}}}, "matches no path"),
+        (
+            {"compress": {"a": {"path": "layers/0/kernel", "name": "nm", "n": 1, "m": 5}}},
+            "'layers/0/kernel'.*nearest m: 2, 4",
+        ),
+        ({"compress": {"a": {"path": "layers/0/kernel"}}}, "rule 'a'.*needs 'name'"),
+        ({"phases": {"x": {"at": 2.0, "name": "densify"}}}, "x.at=2.0"),
+        ({"phases": {"x": {"at": 0.5, "name": "densfy"}}}, "did you mean 'densify'"),
+        ({"mesh__model": 3}, "does not fit"),
+        ({"task__name": "language_model"}, "does not fit here|has no|image"),
+    ],
+)
+def test_mistakes_stop_before_anything_is_compiled(tmp_path, changes, message):
+    compiled = []
+
+    def listen(event, duration, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with pytest.raises((ValueError, AttributeError), match=message):
+            Experiment(config(tmp_path / "run", **changes))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+    assert not (tmp_path / "run").exists()
+
+
+COMMAND = [
+    sys.executable,
+    "train.py",
+    "--config=configs/digits_vit.py:smoke",
+    "--config.model.depth=1",
+    "--config.model.d_model=32",
+    "--config.model.d_mlp=64",
+    "--config.compress.attn.rank=4",
+    "--config.steps=24",
+    "--config.checkpoint.every=3",
+    "--config.log.every=1",
+    "--config.eval.every=6",
+]
+
+
+def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+    def start(name):
+        return subprocess.Popen(
+            [*COMMAND, f"--config.workdir={tmp_path / name}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    whole = start("whole")
+    broken = start("broken")
+    kill_after = random.SystemRandom().randint(4, 20)
+    metrics = tmp_path / "broken" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and broken.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= kill_after:
+            broken.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    broken.communicate()
+    assert broken.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (tmp_path / "broken" / "summary.json").exists()
+    resumed = start("broken")
+    for process in (whole, resumed):
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, (kill_after, out, err)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "broken"), kill_after
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.stepz=3"], "stepz"),
+        (["--config.optim.lr=fast"], "could not convert string to float"),
+        (["--config=configs/digits_vit.py:smoek"], "did you mean 'smoke'"),
+        (["--config=configs/nothing.py"], "nothing.py"),
+        (["--config.compress.mlp.path=mlp"], "matches no path"),
+        (["seed=3"], "unexpected arguments"),
+    ],
+)
+def test_command_line_mistakes_are_one_line(arguments, message, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments, f"--config.workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_zero_steps_print_the_tables_and_stop(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config.steps=0", f"--config.workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    for word in ("blocks/0/mlp/up/kernel", "NMPacked", "LowRank", "ratio", "total"):
+        assert word in done.stdout
+    assert not (tmp_path / "run").exists()
