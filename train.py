@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
+from jaxlab.config import Config
 from jaxlab.training.experiment import Experiment
 from jaxlab.training.run import Run
 
@@ -30,7 +31,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 flags.FLAGS.set_default("verbosity", -1)
 
 
-def main(config: ConfigDict) -> dict[str, Any] | None:
+def main(config: Config) -> dict[str, Any] | None:
     """Runs one experiment; returns its summary, or None if there was nothing to train.
 
     Raises:

@@ -3,12 +3,10 @@
 TODO
 """
 
-from ml_collections import ConfigDict
-
-from jaxlab.config import base_config
+from jaxlab.config import Config, base_config
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """The experiment; `arg` is e.g. "smoke,seed=3"."""
     c = base_config(__file__, arg)
     c.steps = 20 if c.smoke else 600

@@ -1,14 +1,17 @@
 """What every experiment's config starts from, and how its argument string is read."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
 from jaxlab.core.registry import suggest
 
+# An ml_collections.ConfigDict, whose attributes no type checker can know.
+Config: TypeAlias = Any
 
-def base_config(file: str, arg: str | None = None, **variants: Any) -> ConfigDict:
+
+def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
     """The settings that all experiments share, with their defaults.
 
     Args:
@@ -28,7 +31,7 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> ConfigDic
     """
     chosen = parse_arg(arg, smoke=False, seed=0, **variants)
     # sort_keys=False: the first rule that matches wins, so their order is the file's.
-    c = ConfigDict(sort_keys=False)
+    c: Config = ConfigDict(sort_keys=False)
     tail = "".join(f"-{k}={v}" for k, v in chosen.items() if k in variants and v != variants[k])
     c.name = Path(file).stem + tail + ("-smoke" if chosen["smoke"] else "")
     c.workdir = f"runs/{c.name}-{chosen['seed']}"
@@ -86,7 +89,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     """
     chosen = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
-        name, given, value = item.partition("=")
+        name, _, value = item.partition("=")
         if name not in defaults:
             raise ValueError(f"config argument {name!r} is unknown; {suggest(name, defaults)}")
         kind = type(defaults[name])

@@ -251,6 +251,11 @@ def test_sharded_over_two_devices(method):
 
 @all_methods
 def test_checkpoint_and_artefact_round_trips_are_exact(method, tmp_path):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def shape_of(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+
     for number, w in enumerate(forms(method, jnp.bfloat16) + forms(method)):
         params = {"layer": {"kernel": w}}
         jaxlab.save(tmp_path / f"{number}.safetensors", params)
@@ -258,11 +263,7 @@ def test_checkpoint_and_artefact_round_trips_are_exact(method, tmp_path):
         checkpoints = Checkpoints(tmp_path / str(number), Quality("loss", "min"))
         checkpoints.save(1, params)
         checkpoints.wait()
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), params
-        )
-        restored = checkpoints.restore(1, like)
+        restored = checkpoints.restore(1, jax.tree.map(shape_of, params))
         checkpoints.close()
         for copy in (loaded, restored):
             assert jax.tree.structure(copy) == jax.tree.structure(params)
@@ -326,7 +327,7 @@ def test_two_methods_nest_or_refuse_with_a_reason(outer, inner, tmp_path):
                 jnp.float32,
             )
         trainable, frozen = jaxlab.partition(nested, jaxlab.trainable_mask(nested))
-        grads = jax.grad(lambda t, f: jnp.sum(x @ jaxlab.combine(t, f)))(trainable, frozen)
+        grads = jax.grad(lambda t, f, x: jnp.sum(x @ jaxlab.combine(t, f)))(trainable, frozen, x)
         chex.assert_tree_all_finite(grads)
         final = {"kernel": nested.finalize()}
         jaxlab.save(tmp_path / "nested.safetensors", final)

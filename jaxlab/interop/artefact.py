@@ -127,7 +127,7 @@ def _encode(node: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
     if isinstance(node, list | tuple):
         items = [_encode(v, f"{below}{i}", tensors) for i, v in enumerate(node)]
         return {type(node).__name__: items}
-    if isinstance(node, jax.Array | np.ndarray) and not jax.dtypes.issubdtype(
+    if isinstance(node, jax.Array | np.ndarray) and not jnp.issubdtype(
         node.dtype, jax.dtypes.prng_key
     ):
         tensors[path] = np.ascontiguousarray(jax.device_get(node)).reshape(node.shape)

@@ -13,7 +13,7 @@ class Dense(Matrix):
 
     array: jax.Array
 
-    axes = {"array": ("in", "out")}  # noqa: RUF012
+    axes = {"array": ("in", "out")}
     EXAMPLE = Example(shape=(8, 12), hyper={})
 
     @classmethod

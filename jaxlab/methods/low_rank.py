@@ -74,7 +74,7 @@ class LowRank(Matrix):
     v: Array
 
     factors = ("u", "v")
-    axes = {"u": ("in", None), "v": (None, "out")}  # noqa: RUF012
+    axes = {"u": ("in", None), "v": (None, "out")}
     EXAMPLE = Example(
         shape=(8, 12),
         hyper={"rank": 4},

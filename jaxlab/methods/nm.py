@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxlab.core.matrix import Example, Matrix, check_dense, matrix, static
 from jaxlab.methods.nm_mask import NMPattern, nm_mask
@@ -120,7 +121,7 @@ class NM(Matrix):
     recipe: str = static()
     lam: float = static()
 
-    axes = {"weight": ("in", "out")}  # noqa: RUF012
+    axes = {"weight": ("in", "out")}
     EXAMPLE = Example(
         shape=(8, 12),
         hyper={"n": 2, "m": 4},
@@ -175,7 +176,7 @@ class NM(Matrix):
         if not lam >= 0:
             raise ValueError(f"nm: lam={lam} must be 0 or more")
         NMPattern(n, m, axis).check(w.shape)
-        if not isinstance(w, jax.core.Tracer) and bool(jnp.any(jnp.isnan(w))):
+        if not isinstance(w, Tracer) and bool(jnp.any(jnp.isnan(w))):
             raise ValueError("nm: the kernel has NaN entries, which have no magnitude to rank")
         return cls(w, n, m, axis, recipe, lam)
 

@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxlab.core.matrix import Cost, Example, Matrix, check_dense, matrix, static
 from jaxlab.methods.nm_mask import NMPattern, group, nm_mask, ungroup
@@ -27,7 +28,7 @@ def nm_pack(w: jax.Array, mask: jax.Array, pattern: NMPattern) -> "NMPacked":
     pattern.check(w.shape)
     kept = group(mask, pattern)
     member = pattern.axis
-    if not isinstance(mask, jax.core.Tracer):
+    if not isinstance(mask, Tracer):
         counts = jnp.sum(kept, axis=member)
         if not bool(jnp.all(counts == pattern.n)):
             raise ValueError(
@@ -99,7 +100,7 @@ class NMPacked(Matrix):
     m: int = static()
     axis: int = static()
 
-    axes = {"values": ("in", "out"), "index": ("in", "out")}  # noqa: RUF012
+    axes = {"values": ("in", "out"), "index": ("in", "out")}
     EXAMPLE = Example(
         shape=(16, 12), hyper={"n": 2, "m": 4}, bad=({"n": 0, "m": 4}, {"n": 1, "m": 3})
     )

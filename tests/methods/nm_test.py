@@ -212,7 +212,7 @@ def test_packing_keeps_the_bits_of_odd_values():
     ],
 )
 def test_packed_bytes_equal_the_formula(n, m, bytes_per_weight):
-    """rho (2 + b / 8) bytes for each 16-bit weight, b = 2, 4, 4, 8, 8 bits of position."""
+    """Density (2 + b / 8) bytes for each 16-bit weight, with b = 2, 4 or 8 bits of position."""
     w = jnp.zeros((1024, 8), jnp.bfloat16)
     assert NMPacked.from_dense(w, n=n, m=m).nbytes == bytes_per_weight * w.size
 

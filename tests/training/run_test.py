@@ -120,7 +120,7 @@ def test_phases_change_the_structure_and_compile_once_each(tmp_path):
         "open": {"at": 1.0, "name": "densify", "path": "layers/0/.*"},
     }
     changes = {"model__hidden": (32, 32), "phases": phases}
-    summary, run = train(tmp_path / "whole", **changes)
+    summary, _ = train(tmp_path / "whole", **changes)
     assert summary["compilations"] == [1, 1]
     assert summary["methods"] == ["low_rank"]
     loaded = jaxlab.load(tmp_path / "whole" / "model.safetensors")
@@ -130,7 +130,7 @@ def test_phases_change_the_structure_and_compile_once_each(tmp_path):
 
 def test_one_shot_compression_of_a_checkpoint(tmp_path):
     train(tmp_path / "dense", compress={}, steps=20)
-    summary, run = train(tmp_path / "small", steps=0, init=str(tmp_path / "dense"))
+    summary, _ = train(tmp_path / "small", steps=0, init=str(tmp_path / "dense"))
     assert summary["steps"] == 0
     dense = jaxlab.load(tmp_path / "dense" / "model.safetensors")
     small = jaxlab.load(tmp_path / "small" / "model.safetensors")
