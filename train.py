@@ -11,7 +11,7 @@ import sys
 from typing import Any, NoReturn
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxlab.config import Config
@@ -27,9 +27,6 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=False,
     accept_new_attributes=True,
 )
-# Orbax and jax report every file they touch at INFO.
-flags.FLAGS.set_default("verbosity", -1)
-
 
 def main(config: Config) -> dict[str, Any] | None:
     """Runs one experiment; returns its summary, or None if there was nothing to train.
@@ -97,6 +94,8 @@ def fail(error: Exception) -> NoReturn:
 def _main(argv: list[str]) -> None:
     if argv[1:]:
         fail(ValueError(f"unexpected arguments {argv[1:]}; settings are --config.name=value"))
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # orbax reports every file it touches
     try:
         config = _CONFIG.value
         config.name  # noqa: B018  a config file that could not be read fails at its first use

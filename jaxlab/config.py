@@ -17,7 +17,8 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
     Args:
       file: the config's `__file__`; its stem names the experiment.
       arg: what stands after the colon of `--config=file.py:smoke,seed=3`.
-      **variants: further names that `arg` may set, with their defaults.
+      **variants: further names that `arg` may set, with their defaults; they become settings of
+        the config, and those that differ from their default part of its name.
 
     Returns:
       A ConfigDict. Its top level is complete and `lock` closes it; sections that are bound to a
@@ -32,10 +33,13 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
     chosen = parse_arg(arg, smoke=False, seed=0, **variants)
     # sort_keys=False: the first rule that matches wins, so their order is the file's.
     c: Config = ConfigDict(sort_keys=False)
-    tail = "".join(f"-{k}={v}" for k, v in chosen.items() if k in variants and v != variants[k])
+    changed = {k: v for k, v in chosen.items() if k in variants and v != variants[k]}
+    tail = "".join(f"-{k}" if v is True else f"-{k}={v}" for k, v in changed.items())
     c.name = Path(file).stem + tail + ("-smoke" if chosen["smoke"] else "")
     c.workdir = f"runs/{c.name}-{chosen['seed']}"
     c.smoke = chosen["smoke"]  # a run of seconds that exercises everything
+    for variant in variants:
+        c[variant] = chosen[variant]
     c.seed = chosen["seed"]  # of initialisation and of the data's order
     c.steps = 0  # optimizer steps
     c.batch_size = 64  # examples of all devices together, of all accumulated parts together

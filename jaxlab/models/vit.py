@@ -95,7 +95,9 @@ class ViT(nnx.Module):
         make: dict[str, Any] = {"out_init": residual_init(depth), "dtype": dtype, "rngs": rngs}
         self.patch = patch
         self.embed = Linear(patch * patch * channels, d_model, dtype=dtype, rngs=rngs)
-        init = nnx.initializers.normal(0.02)
+        # As large as a fan-in initialiser would make them: much smaller, and the patches start as a
+        # bag without order, from which training on little data does not recover.
+        init = nnx.initializers.normal(d_model**-0.5)
         self.positions = nnx.Param(init(rngs.params(), (tokens, d_model), jnp.float32))
         self.blocks = nnx.List(
             [

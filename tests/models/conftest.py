@@ -6,12 +6,6 @@ import pytest
 from jaxlab.core.matrix import Matrix
 
 
-@pytest.fixture(autouse=True)
-def _strict_promotion():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class _Stored(Matrix):
