@@ -28,6 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     accept_new_attributes=True,
 )
 
+
 def main(config: Config) -> dict[str, Any] | None:
     """Runs one experiment; returns its summary, or None if there was nothing to train.
 

@@ -5,10 +5,14 @@ from jaxlab.config import Config, base_config
 
 def get_config(arg: str | None = None) -> Config:
     """The experiment; `arg` is e.g. "smoke,seed=3"."""
-    c = base_config(__file__, arg)
-    c.steps = 10 if c.smoke else 2000
-    c.batch_size = 32 if c.smoke else 128
+    c = base_config(__file__, arg, dense=False)
+    c.steps = 10 if c.smoke else 400
+    c.batch_size = 32 if c.smoke else 64
     c.task.name = "classify"
     c.data.update(name="fashion_mnist", path="/usr/share/datasets/fashion-mnist")
     c.model.update(name="resnet", depth=8)
+    if not c.dense:
+        c.compress.conv = {"path": r"blocks/.*/kernel", "name": "nm", "n": 1, "m": 4}
+    c.optim.update(lr=4e-3, weight_decay=0.05)
+    c.checkpoint.every = 5 if c.smoke else 200
     return c

@@ -5,7 +5,7 @@ from jaxlab.config import Config, base_config
 
 def get_config(arg: str | None = None) -> Config:
     """The experiment; `arg` is e.g. "smoke,seed=3"."""
-    c = base_config(__file__, arg)
+    c = base_config(__file__, arg, dense=False)
     c.steps = 20 if c.smoke else 1000
     c.batch_size = 8 if c.smoke else 16
     c.task.name = "language_model"
@@ -13,8 +13,9 @@ def get_config(arg: str | None = None) -> Config:
     c.model.update(
         name="decoder", d_model=128, depth=2 if c.smoke else 4, heads=4, kv_heads=2, d_mlp=384
     )
-    c.compress.mlp = {"path": r".*/mlp/(gate|up|down)/kernel", "name": "nm", "n": 2, "m": 4}
-    c.compress.attn = {"path": r".*/attn/(q|out)/kernel", "name": "low_rank", "rank": 32}
+    if not c.dense:
+        c.compress.mlp = {"path": r".*/mlp/(gate|up|down)/kernel", "name": "nm", "n": 2, "m": 4}
+        c.compress.attn = {"path": r".*/attn/(q|out)/kernel", "name": "low_rank", "rank": 32}
     c.optim.update(lr=2e-3, weight_decay=0.1)
     c.eval.every = 10 if c.smoke else 250
     c.checkpoint.every = 10 if c.smoke else 250

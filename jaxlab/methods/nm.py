@@ -122,6 +122,7 @@ class NM(Matrix):
     lam: float = static()
 
     axes = {"weight": ("in", "out")}
+    dense_product = True
     EXAMPLE = Example(
         shape=(8, 12),
         hyper={"n": 2, "m": 4},

@@ -101,6 +101,7 @@ class NMPacked(Matrix):
     axis: int = static()
 
     axes = {"values": ("in", "out"), "index": ("in", "out")}
+    dense_product = True
     EXAMPLE = Example(
         shape=(16, 12), hyper={"n": 2, "m": 4}, bad=({"n": 0, "m": 4}, {"n": 1, "m": 3})
     )

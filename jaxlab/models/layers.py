@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxlab.core.matrix import Array, Matrix, matmul
+from jaxlab.core.matrix import Array, Matrix, matmul, to_dense
 
 Initializer = Callable[..., jax.Array]
 Padding = str | Sequence[tuple[int, int]]
@@ -63,7 +63,8 @@ class Conv(nnx.Module):
     """A 2-D convolution, with kernel (height * width * d_in, d_out) and bias (d_out,).
 
     The kernel's rows run over (height, width, d_in), the last fastest, so that an array kernel is
-    an HWIO kernel reshaped. A `Matrix` kernel multiplies patches of the same order instead.
+    an HWIO kernel reshaped. A `Matrix` kernel multiplies patches of the same order, unless its
+    product is the one with its dense array anyway: convolving with that is faster.
 
     >>> conv = Conv(3, 8, kernel_size=(3, 3), strides=(2, 2), rngs=nnx.Rngs(0))
     >>> conv(jnp.ones((1, 6, 6, 3))).shape
@@ -97,10 +98,10 @@ class Conv(nnx.Module):
         """(B, H, W, d_in) to (B, H', W', d_out), of the layer's dtype."""
         x = x.astype(self.dtype)
         w = _kernel(self.kernel)
-        if isinstance(w, Matrix):
+        if isinstance(w, Matrix) and not w.dense_product:
             y = matmul(patches(x, self.kernel_size, self.strides, self.padding), w)
         else:
-            hwio = w.astype(self.dtype).reshape(*self.kernel_size, self.d_in, -1)
+            hwio = to_dense(w).astype(self.dtype).reshape(*self.kernel_size, self.d_in, -1)
             y = lax.conv_general_dilated(
                 x, hwio, self.strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )

@@ -63,7 +63,7 @@ class Network:
       section: the config's `model` section.
       **context: what the task tells the model, e.g. its number of classes.
 
-    >>> net = Network({"name": "mlp", "widths": (8,)}, image_shape=(2, 2, 1), num_classes=3)
+    >>> net = Network({"name": "mlp", "hidden": (8,)}, image_shape=(2, 2, 1), num_classes=3)
     >>> params = net.init(jax.random.key(0))
     >>> net.apply(params, np.ones((5, 2, 2, 1), np.float32)).shape
     (5, 3)
@@ -74,7 +74,8 @@ class Network:
             return registry.build("model", section, rngs=nnx.Rngs(key), **context)
 
         self._make = make
-        self._graph, _ = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
+        # The key is made inside: outside, making it would compile.
+        self._graph, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
 
     def init(self, key: jax.Array) -> Any:
         """Parameters as nested dicts of arrays."""

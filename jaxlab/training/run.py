@@ -44,6 +44,8 @@ class Run:
         self.folder = Path(self.config["workdir"])
         self.traces: list[int] = []
         self._writes = jax.process_index() == 0
+        # What `_measure` returned for the present state, or None.
+        self._measured: tuple[Any, dict[str, dict[str, float]]] | None = None
         self._claim()
 
         def sums(params: Any, batch: Any) -> Any:
@@ -67,7 +69,7 @@ class Run:
         )
         try:
             state, rate = self._advance(start, checkpoints, recorder)
-            params, metrics = self._measure(state)
+            params, metrics = self._measured or self._measure(state)
         finally:
             recorder.close()
             checkpoints.close()
@@ -107,7 +109,7 @@ class Run:
                 state = put_tree(state, experiment.shardings(state))
                 if step:
                     recorder.say(f"step {step}: phase {phase.label!r}")
-                done, step_fn = done + 1, None
+                done, step_fn, self._measured = done + 1, None, None
             if step == steps:
                 break
             if step_fn is None:
@@ -116,7 +118,7 @@ class Run:
                 step_fn = compile_step(experiment.train_step, shardings, self.traces)
                 watch.pause()
             batch = put_batch(experiment.task.batch(step), experiment.mesh)
-            state, metrics = step_fn(state, batch)
+            (state, metrics), self._measured = step_fn(state, batch), None
             if (step + 1) % log_every == 0 or step + 1 == steps:
                 recorder.later(step + 1, {**metrics, "learning_rate": experiment.rate(step)})
                 watch.lap(step + 1)
@@ -133,10 +135,10 @@ class Run:
         due = {k: last or bool(every and step % every == 0) for k, every in due.items()}
         quality = None
         if due["eval"]:
-            _, metrics = self._measure(state)
-            recorder.now(
-                step, {f"{form}/{k}": v for form, m in metrics.items() for k, v in m.items()}
-            )
+            self._measured = self._measure(state)
+            metrics = self._measured[1]
+            flat = {f"{form}/{k}": v for form, m in metrics.items() for k, v in m.items()}
+            recorder.now(step, flat)
             quality = metrics["finalized"]
         if due["checkpoint"]:
             # Lines up to this step must be on disk first: a resumed run begins after them.

@@ -1,0 +1,62 @@
+"""The runs behind docs/claims.md: a config and its dense baseline over several seeds.
+
+    python benchmarks/claims.py --config=configs/digits_vit.py --seeds=5
+
+Every run goes into its own folder below --runs and is skipped once it is finished, so the command
+can be stopped and started again. The figures go to benchmarks/results/, from where
+benchmarks/publish.py takes them.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from records import store
+
+_CONFIG = flags.DEFINE_string("config", "configs/digits_vit.py", "The experiment.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each variant.")
+_RUNS = flags.DEFINE_string("runs", "runs/claims", "Folder of the run folders.")
+_AT_ONCE = flags.DEFINE_integer("at_once", 1, "Runs at the same time; more than 1 spoils speeds.")
+ROOT = Path(__file__).parents[1]
+KEPT = ("seed", "quality", "bytes", "steps", "steps_per_second", "wall_seconds", "data", "methods")
+
+
+def start(variant: str, seed: int) -> tuple[Path, subprocess.Popen | None]:
+    """Starts a run, unless it is finished; returns its folder."""
+    name = Path(_CONFIG.value).stem + (f"-{variant}" if variant else "")
+    folder = ROOT / _RUNS.value / f"{name}-{seed}"
+    if (folder / "summary.json").exists():
+        return folder, None
+    argument = ",".join(filter(None, (variant, f"seed={seed}")))
+    command = [
+        sys.executable,
+        "train.py",
+        f"--config={_CONFIG.value}:{argument}",
+        f"--config.workdir={folder}",
+    ]
+    return folder, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing and stores all of it."""
+    del argv
+    todo = [(variant, seed) for variant in ("", "dense") for seed in range(_SEEDS.value)]
+    runs: list[dict[str, Any]] = []
+    for i in range(0, len(todo), _AT_ONCE.value):
+        started = [(v, *start(v, seed)) for v, seed in todo[i : i + _AT_ONCE.value]]
+        for variant, folder, process in started:
+            if process is not None and process.wait():
+                sys.exit(f"claims: the run in {folder} failed; start it by hand to see why")
+            summary = json.loads((folder / "summary.json").read_text())
+            runs.append({"variant": variant or "default", **{k: summary[k] for k in KEPT}})
+            quality = summary["quality"]
+            shown = f"{quality['name']} {quality['finalized']:.4f}, {summary['wall_seconds']} s"
+            print(f"{len(runs)}/{len(todo)} {folder.name}: {shown}", flush=True)
+    store(f"claims-{Path(_CONFIG.value).stem}", {"at_once": _AT_ONCE.value, "runs": runs})
+
+
+if __name__ == "__main__":
+    app.run(main)
