@@ -235,7 +235,7 @@ def test_sharded_over_two_devices(method):
     mesh = make_mesh(data=1, model=2)
     x = rows(make(method), jnp.float32)
     for w in forms(method):
-        expected = x @ w
+        expected, split = x @ w, []
         for spec in [("model", None), (None, "model")]:
             specs = param_specs({"kernel": w}, [("kernel", spec)], mesh)["kernel"]
             chex.assert_trees_all_equal_structs(jax.tree.map(lambda _: 0, w), _zeros_like(specs))
@@ -244,8 +244,8 @@ def test_sharded_over_two_devices(method):
             )
             result = jax.jit(lambda x, w: x @ w)(x, placed)
             np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
-        # Columns divide evenly in every example, so some child must really be split.
-        split = [s for s in jax.tree.leaves(specs, is_leaf=_is_spec) if "model" in tuple(s)]
+            split += [s for s in jax.tree.leaves(specs, is_leaf=_is_spec) if "model" in tuple(s)]
+        # Both axes of every example divide by two, so some child must really be split.
         assert split
 
 

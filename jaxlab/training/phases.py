@@ -61,17 +61,13 @@ def make_phases(config: Mapping[str, Any]) -> list[Phase]:
     Raises:
       ValueError: a section is wrong, or a fraction is not in [0, 1].
     """
-    sections = dict(config["phases"])
+    sections = [(label, dict(section)) for label, section in config["phases"].items()]
     if config["compress"]:
         rules = [_rule(label, section) for label, section in config["compress"].items()]
-        if "compress" in sections:
-            raise ValueError(
-                "phases: the label 'compress' is the compress section's; choose another"
-            )
         first = {"at": config["compress_at"], "name": "compress", "rules": rules}
-        sections = {"compress": first, **sections}
+        sections.insert(0, ("compress", first))
     phases = []
-    for label, section in sections.items():
+    for label, section in sections:
         arguments = dict(section)
         at = arguments.pop("at", None)
         if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at <= 1:
