@@ -1,6 +1,10 @@
 """N:M on the MLP kernels and low rank on the attention kernels of a small ViT, in one run.
 
-TODO
+Claim: at most 1 point of accuracy below the dense model (`:dense`), at less than half the bytes.
+Command: python train.py --config=configs/digits_vit.py
+Wall time, 2 CPU cores: not run
+Wall time, one H100: not run
+Result: not run
 """
 
 from jaxlab.config import Config, base_config

@@ -1,4 +1,13 @@
-"""TODO"""
+"""A ResNet-8 with 1:4 convolutions on Fashion-MNIST.
+
+The four IDX files must be in `data.path`; Debian ships them as dataset-fashion-mnist.
+
+Claim: at most 1 point of accuracy below the dense model (`:dense`).
+Command: python train.py --config=configs/fashion_mnist.py
+Wall time, 2 CPU cores: not run
+Wall time, one H100: not run
+Result: not run
+"""
 
 from jaxlab.config import Config, base_config
 

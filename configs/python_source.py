@@ -1,4 +1,11 @@
-"""TODO"""
+"""A byte-level decoder on the standard library, 2:4 MLP kernels and low-rank attention.
+
+Claim: at most 0.05 bits per byte above the dense model (`:dense`).
+Command: python train.py --config=configs/python_source.py
+Wall time, 2 CPU cores: not run
+Wall time, one H100: not run
+Result: not run
+"""
 
 from jaxlab.config import Config, base_config
 

@@ -12,7 +12,7 @@ def test_the_worked_method_passes_the_conformance_table(tmp_path):
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "banded_method.py").write_text(block)
-    plugin = "import sys; sys.path.insert(0, {!r}); import banded_method".format(str(tmp_path))
+    plugin = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import banded_method"
     (tmp_path / "load_banded.py").write_text(plugin)
     done = subprocess.run(
         [

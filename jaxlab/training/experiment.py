@@ -13,6 +13,7 @@ from jaxlab.core import registry
 from jaxlab.core.cost import ParameterTable, parameter_table
 from jaxlab.core.match import leaf_paths
 from jaxlab.core.matrix import finalize, is_matrix
+from jaxlab.core.registry import suggest
 from jaxlab.interop.artefact import load
 from jaxlab.optim.chain import check_paths, make_optimizer
 from jaxlab.training.loop import StepFn, make_train_step
@@ -20,6 +21,7 @@ from jaxlab.training.phases import Phase, make_phases
 from jaxlab.training.sharding import make_mesh, param_specs, state_shardings
 from jaxlab.training.state import TrainState, init_state, restructure
 
+_PRECISIONS = ("default", "high", "highest")
 # Settings that may differ when a run is continued, because its result does not depend on them.
 _FREE = ("workdir", "name", "log", "checkpoint", "mesh")
 
@@ -93,6 +95,7 @@ class Experiment:
             seed=self.config["seed"],
             accumulate=self.config["accumulate"],
             ema=self.config["ema"],
+            rate=self.rate,
         )
 
     @property
@@ -135,6 +138,9 @@ class Experiment:
                 f"batch_size={batch} must be a multiple of mesh.data x accumulate = {parts}; "
                 f"nearest: {max(round(batch / parts), 1) * parts}"
             )
+        precision = config["matmul_precision"]
+        if precision not in _PRECISIONS:
+            raise ValueError(f"matmul_precision={precision!r}: {suggest(precision, _PRECISIONS)}")
         if not 0 <= config["ema"] < 1:
             raise ValueError(f"ema={config['ema']} must be in [0, 1)")
         _at_least(config["eval"], "every", 0)

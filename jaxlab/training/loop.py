@@ -25,6 +25,7 @@ def make_train_step(
     seed: int = 0,
     accumulate: int = 1,
     ema: float = 0.0,
+    rate: optax.Schedule | None = None,
 ) -> StepFn:
     """The step as a pure function of (state, batch).
 
@@ -38,6 +39,7 @@ def make_train_step(
       seed: of the loss's randomness.
       accumulate: parts that the batch is split into; gradients are averaged over them.
       ema: decay of the running average, for a state that keeps one.
+      rate: the learning rate as a function of the step, to be reported among the metrics.
 
     Returns:
       A function (state, batch) -> (new state, metrics "loss", "grad_norm" and the task's own).
@@ -67,6 +69,8 @@ def make_train_step(
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
             average = optax.incremental_update(trainable, average, 1 - decay)
         metrics["grad_norm"] = optax.tree.norm(grads)
+        if rate is not None:
+            metrics["learning_rate"] = jnp.asarray(rate(state.step))
         new = dataclasses.replace(
             state, step=state.step + 1, trainable=trainable, opt=opt, ema=average
         )

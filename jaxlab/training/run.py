@@ -57,6 +57,10 @@ class Run:
 
     def train(self) -> dict[str, Any]:
         """Trains or continues to the end; returns what it leaves in `summary.json`."""
+        with jax.default_matmul_precision(self.config["matmul_precision"]):
+            return self._train()
+
+    def _train(self) -> dict[str, Any]:
         began = time.perf_counter()
         log, keep = self.config["log"], self.config["checkpoint"]["keep"]
         checkpoints = Checkpoints(self.folder / "checkpoints", self.experiment.task.quality, keep)
@@ -120,7 +124,7 @@ class Run:
             batch = put_batch(experiment.task.batch(step), experiment.mesh)
             (state, metrics), self._measured = step_fn(state, batch), None
             if (step + 1) % log_every == 0 or step + 1 == steps:
-                recorder.later(step + 1, {**metrics, "learning_rate": experiment.rate(step)})
+                recorder.later(step + 1, metrics)
                 watch.lap(step + 1)
             if self._evaluate_and_save(step + 1, state, checkpoints, recorder):
                 watch.pause()

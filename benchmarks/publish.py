@@ -1,0 +1,275 @@
+"""Writes the figures of README, docs/claims.md and the configs' docstrings from stored results.
+
+    python benchmarks/publish.py           # rewrite
+    python benchmarks/publish.py --check   # exit status 1 if a page is out of date
+
+No figure on those pages is typed by hand: change the results by running their benchmark.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CPU = "cpu"
+
+
+class Claim(NamedTuple):
+    """A row of docs/claims.md.
+
+    Attributes:
+      text: what is claimed.
+      source: who claims it.
+      command: how it was run here.
+      benchmark: name of the stored results.
+      figures: the results in words.
+      holds: whether they bear the claim out.
+    """
+
+    text: str
+    source: str
+    command: str
+    benchmark: str
+    figures: Callable[[Any], str]
+    holds: Callable[[Any], bool]
+
+
+def qualities(result: Any, variant: str, form: str = "finalized") -> list[float]:
+    """The quality of every seed of a variant."""
+    return [r["quality"][form] for r in result["runs"] if r["variant"] == variant]
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean +- sample standard deviation."""
+    values = list(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+
+
+def smaller(result: Any) -> float:
+    """How many times smaller the file is than the dense parameters."""
+    return statistics.mean(
+        r["bytes"]["dense"] / r["bytes"]["file"]
+        for r in result["runs"]
+        if r["variant"] == "default"
+    )
+
+
+def against_dense(result: Any) -> str:
+    """Quality with and without compression, and the size."""
+    name = result["runs"][0]["quality"]["name"].replace("_", " ")
+    seeds = len(qualities(result, "default"))
+    return (
+        f"{name} {spread(qualities(result, 'default'))} finalized, "
+        f"{spread(qualities(result, 'dense'))} dense ({seeds} seeds); "
+        f"{smaller(result):.2f}x smaller on disk"
+    )
+
+
+def loses_at_most(margin: float) -> Callable[[Any], bool]:
+    """Whether the compressed model's mean quality is within `margin` of the dense one's."""
+
+    def holds(result: Any) -> bool:
+        sign = 1 if result["runs"][0]["quality"]["mode"] == "max" else -1
+        compressed, dense = (statistics.mean(qualities(result, v)) for v in ("default", "dense"))
+        return sign * (dense - compressed) <= margin
+
+    return holds
+
+
+def finalize_loss(result: Any) -> float:
+    """The largest change of quality that `finalize` makes, over all runs."""
+    return max(abs(r["quality"]["trained"] - r["quality"]["finalized"]) for r in result["runs"])
+
+
+def claims_command(config: str, seeds: int) -> str:
+    """The command behind a config's claims."""
+    return f"python benchmarks/claims.py --config=configs/{config}.py --seeds={seeds}"
+
+
+CLAIMS = [
+    Claim(
+        "2:8 MLP kernels and rank-16 attention kernels, trained from the start, cost a small ViT at "
+        "most 1 point of accuracy on digits, at less than half the bytes",
+        "ours",
+        claims_command("digits_vit", 5),
+        "claims-digits_vit",
+        against_dense,
+        lambda r: loses_at_most(0.01)(r) and smaller(r) > 2,
+    ),
+    Claim(
+        "`finalize` changes no prediction that matters: the packed model's accuracy is the trained one's",
+        "ours",
+        claims_command("digits_vit", 5),
+        "claims-digits_vit",
+        lambda r: f"largest difference {finalize_loss(r):.4f} over {len(r['runs'])} runs",
+        lambda r: finalize_loss(r) == 0,
+    ),
+    Claim(
+        "2:4 MLP kernels (SR-STE) and rank-32 q and out kernels cost a byte-level decoder at most "
+        "0.05 bits per byte",
+        "ours",
+        claims_command("python_source", 3),
+        "claims-python_source",
+        against_dense,
+        loses_at_most(0.05),
+    ),
+    Claim(
+        "1:4 convolutions (SR-STE) cost a ResNet-8 at most 1 point of accuracy on Fashion-MNIST",
+        "ours",
+        claims_command("fashion_mnist", 3),
+        "claims-fashion_mnist",
+        against_dense,
+        loses_at_most(0.01),
+    ),
+    Claim(
+        "The training loop reaches at least 0.95 of the steps per second of the same loop by hand",
+        "ours",
+        "python benchmarks/loop_overhead.py",
+        "loop_overhead",
+        lambda r: (
+            f"ratio {r['ratio']:.3f} ({r['ratio_min']:.3f} to {r['ratio_max']:.3f}), "
+            f"{r['repeats']} repeats"
+        ),
+        lambda r: r["ratio"] >= r["floor"],
+    ),
+    Claim(
+        "An accelerator's training losses are the CPU's to 0.01 over the first 50 steps",
+        "ours",
+        "python benchmarks/device_agreement.py",
+        "device_agreement",
+        lambda r: "; ".join(f"{Path(c).stem} {d:.4f}" for c, d in r["largest_difference"].items()),
+        lambda r: max(r["largest_difference"].values()) <= r["tolerance"],
+    ),
+]
+
+
+def stored(benchmark: str) -> list[dict[str, Any]]:
+    """All results of a benchmark, the CPU's first."""
+    records = [json.loads(p.read_text()) for p in sorted(RESULTS.glob(f"{benchmark}-*.json"))]
+    records = [r for r in records if r["benchmark"] == benchmark]
+    return sorted(records, key=lambda r: r["device"] != CPU)
+
+
+def machine(record: dict[str, Any]) -> str:
+    """Device, processors and versions."""
+    versions = record["versions"]
+    device = f"{record['processors']} CPU cores" if record["device"] == CPU else record["device"]
+    return f"{device}, jax {versions['jax']}, flax {versions['flax']}"
+
+
+def claims_table() -> str:
+    """The table of docs/claims.md."""
+    lines = ["| claim | source | run here | result | verdict |", "| --- | --- | --- | --- | --- |"]
+    for claim in CLAIMS:
+        records = stored(claim.benchmark)
+        for record in records:
+            result = record["result"]
+            verdict = "reproduced" if claim.holds(result) else "**not reproduced**"
+            where = f"`{claim.command}`; {machine(record)}"
+            lines.append(
+                f"| {claim.text} | {claim.source} | {where} | {claim.figures(result)} | {verdict} |"
+            )
+        if not records:
+            lines.append(f"| {claim.text} | {claim.source} | `{claim.command}` | not run | open |")
+    return "\n".join(lines)
+
+
+def readme_table() -> str:
+    """The table of the README: what each config reaches."""
+    lines = [
+        "| config | quality, finalized | dense | on disk | machine |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("claims-*.json")):
+        record = json.loads(path.read_text())
+        result = record["result"]
+        name = result["runs"][0]["quality"]["name"].replace("_", " ")
+        cells = (
+            f"`{record['benchmark'].removeprefix('claims-')}`",
+            f"{name} {spread(qualities(result, 'default'))}",
+            spread(qualities(result, "dense")),
+            f"{smaller(result):.2f}x smaller",
+            f"{machine(record)}; {len(qualities(result, 'default'))} seeds",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def wall_time(record: dict[str, Any] | None) -> str:
+    """Median wall time of a config's default runs."""
+    if record is None:
+        return "not run"
+    seconds = [r["wall_seconds"] for r in record["result"]["runs"] if r["variant"] == "default"]
+    shared = record["result"]["at_once"]
+    note = f", {shared} runs at once" if shared > 1 else ""
+    return f"{statistics.median(seconds):.0f} s (median of {len(seconds)}{note})"
+
+
+def with_config_facts(text: str, config: str) -> str:
+    """A config's source with the generated lines of its docstring."""
+    records = stored(f"claims-{config}")
+    on_cpu = next((r for r in records if r["device"] == CPU), None)
+    on_gpu = next((r for r in records if "H100" in r["device"]), None)
+    shown = on_cpu or on_gpu
+    result = (
+        against_dense(shown["result"]).replace("; ", ";\n  ").replace(", ", ",\n  ", 1)
+        if shown
+        else "not run"
+    )
+    facts = {
+        "Wall time, 2 CPU cores:": wall_time(on_cpu),
+        "Wall time, one H100:": wall_time(on_gpu),
+        "Result:": result,
+    }
+    for label, value in facts.items():
+        text = re.sub(
+            rf"^{label}.*(\n  .*)*$", f"{label} {value}", text, count=1, flags=re.MULTILINE
+        )
+    return text
+
+
+def _wrapped(sentence: str) -> str:
+    return "\n  ".join(textwrap.wrap(sentence, 90))
+
+
+def with_block(text: str, content: str) -> str:
+    """A page with the content between its markers replaced."""
+    begin, end = "<!-- generated by benchmarks/publish.py -->", "<!-- end -->"
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n{content}\n{end}{tail}"
+
+
+def main() -> None:
+    """Rewrites the pages, or checks them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    pages = {
+        ROOT / "docs" / "claims.md": lambda text: with_block(text, claims_table()),
+        ROOT / "README.md": lambda text: with_block(text, readme_table()),
+    }
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        pages[path] = lambda text, stem=path.stem: with_config_facts(text, stem)
+    stale = []
+    for path, render in pages.items():
+        text = path.read_text(encoding="utf-8")
+        if render(text) != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(render(text), encoding="utf-8")
+    print(("out of date: " if check else "rewritten: ") + (", ".join(stale) or "none"))
+    if check and stale:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
