@@ -20,6 +20,7 @@ _CONFIG = flags.DEFINE_string("config", "configs/digits_vit.py", "The experiment
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each variant.")
 _RUNS = flags.DEFINE_string("runs", "runs/claims", "Folder of the run folders.")
 _AT_ONCE = flags.DEFINE_integer("at_once", 1, "Runs at the same time; more than 1 spoils speeds.")
+_SETTINGS = flags.DEFINE_list("settings", [], "Settings that differ from the file's: name=value.")
 ROOT = Path(__file__).parents[1]
 KEPT = ("seed", "quality", "bytes", "steps", "steps_per_second", "wall_seconds", "data", "methods")
 
@@ -36,6 +37,7 @@ def start(variant: str, seed: int) -> tuple[Path, subprocess.Popen | None]:
         "train.py",
         f"--config={_CONFIG.value}:{argument}",
         f"--config.workdir={folder}",
+        *(f"--config.{setting}" for setting in _SETTINGS.value),
     ]
     return folder, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
@@ -55,7 +57,8 @@ def main(argv: list[str]) -> None:
             quality = summary["quality"]
             shown = f"{quality['name']} {quality['finalized']:.4f}, {summary['wall_seconds']} s"
             print(f"{len(runs)}/{len(todo)} {folder.name}: {shown}", flush=True)
-    store(f"claims-{Path(_CONFIG.value).stem}", {"at_once": _AT_ONCE.value, "runs": runs})
+    result = {"at_once": _AT_ONCE.value, "settings": _SETTINGS.value, "runs": runs}
+    store(f"claims-{Path(_CONFIG.value).stem}", result)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 Claim: at most 0.05 bits per byte above the dense model (`:dense`).
 Command: python train.py --config=configs/python_source.py
 Wall time, 2 CPU cores: not run
-Wall time, one H100: not run
-Result: not run
+Wall time, one H100: 72 s (median of 3, 6 runs at once)
+Result: bits per byte 1.8677 ± 0.0136 finalized,
+  1.8305 ± 0.0243 dense (3 seeds);
+  1.66x smaller on disk
 """
 
 from jaxlab.config import Config, base_config
