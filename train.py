@@ -36,7 +36,8 @@ def main(config: Config) -> dict[str, Any] | None:
       SystemExit: the config is wrong; what is wrong has been printed.
     """
     if config.mesh.distributed:
-        jax.distributed.initialize()
+        given = config.mesh.coordinator, config.mesh.processes, config.mesh.process
+        jax.distributed.initialize(*(given if config.mesh.coordinator else ()))
     try:
         experiment = Experiment(config.to_dict())
     except (ValueError, TypeError, OSError) as error:

@@ -40,7 +40,7 @@ def notebook(script: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Builds or checks every notebook; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, only compare")
     check = parser.parse_args(argv).check
     stale = []

@@ -75,7 +75,10 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
             "data": -1,  # devices that split the batch; -1 takes what `model` leaves
             "model": 1,  # devices that split the parameters, by `rules`
             "rules": (),  # (pattern, (mesh axis or None for each array axis))
-            "distributed": False,  # join the processes of several hosts
+            "distributed": False,  # join the processes of several hosts, found by jax or given by
+            "coordinator": "",  # address:port of process 0,
+            "processes": 0,  # how many there are, and
+            "process": 0,  # which one this is
         }
     )
     c.lock()

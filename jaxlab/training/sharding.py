@@ -108,11 +108,13 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def put_tree(tree: Any, shardings: Any) -> Any:
-    """Puts a tree that every host holds whole on the mesh; typed for any number of hosts."""
+    """Puts a tree on the mesh; each leaf is whole on every host, or on the mesh already."""
 
     def put(x, sharding):
         if sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
+        if not x.is_fully_addressable:
+            return jax.jit(lambda y: y, out_shardings=sharding)(x)
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

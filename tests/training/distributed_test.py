@@ -1,0 +1,57 @@
+"""Two processes of one device each train what one process with one device trains."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jaxlab
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "train.py", "--config=configs/digits_vit.py:smoke",
+           "--config.model.depth=1", "--config.model.d_model=32", "--config.model.d_mlp=64",
+           "--config.compress.attn.rank=4", "--config.steps=6", "--config.checkpoint.every=3",
+           "--config.log.every=1", "--config.eval.every=0"]
+
+
+def start(folder, *arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu",
+                   "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.Popen(
+        [*COMMAND, f"--config.workdir={folder}", *arguments],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, (out, err[-3000:])
+
+
+def losses(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_two_processes_equal_one(tmp_path):
+    finish(start(tmp_path / "one"))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    shared = ["--config.mesh.distributed=True", f"--config.mesh.coordinator=localhost:{port}",
+              "--config.mesh.processes=2", "--config.mesh.model=2",
+              "--config.mesh.rules=((r'.*/up/kernel', (None, 'model')),)"]
+    pair = [start(tmp_path / "two", *shared, f"--config.mesh.process={i}") for i in range(2)]
+    for process in pair:
+        finish(process)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    one, two = (jaxlab.load(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        if a.dtype == np.float32:
+            np.testing.assert_allclose(a, b, atol=1e-4)
