@@ -1,7 +1,7 @@
 """What the training loop needs of a task, and what tasks over a flax NNX model share."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -84,3 +84,44 @@ class Network:
     def apply(self, params: Any, x: jax.Array) -> jax.Array:
         """The model's output for a batch."""
         return nnx.merge(self._graph, params)(x)
+
+
+class NetworkTask:
+    """What tasks with a dataset and a flax NNX model share: how both are built and batched.
+
+    Args:
+      data: the config's data section.
+      model: the config's model section.
+      seed: of the data's order.
+      batch_size: examples of a training and of an evaluation batch.
+
+    Raises:
+      ValueError: the dataset does not have what the task tells the model.
+    """
+
+    # What of the dataset the model is told, by the names of both.
+    context: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, *, data: Mapping[str, Any], model: Mapping[str, Any], seed: int, batch_size: int
+    ):
+        self._data = registry.build("data", data, seed=seed, batch_size=batch_size)
+        missing = [name for name in self.context if not hasattr(self._data, name)]
+        if missing:
+            task = type(self).__name__
+            raise ValueError(f"data {data['name']!r} has no {missing[0]!r}, which {task} needs")
+        self.info: dict[str, Any] = self._data.info
+        context = {name: getattr(self._data, name) for name in self.context}
+        self.network = Network(model, **context)
+
+    def init(self, key: jax.Array) -> Any:
+        """Parameters at the start."""
+        return self.network.init(key)
+
+    def batch(self, step: int) -> Batch:
+        """The training batch of a step."""
+        return self._data.batch(step)
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """The held-out batches, each with "weight"."""
+        return self._data.eval_batches()

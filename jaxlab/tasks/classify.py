@@ -1,6 +1,6 @@
 """Image classification: cross-entropy, accuracy."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab.core import registry
-from jaxlab.tasks.base import Batch, Metrics, Network, Quality
+from jaxlab.tasks.base import Batch, Metrics, NetworkTask, Quality
 
 
 @registry.register("task", "classify")
-class Classify:
+class Classify(NetworkTask):
     """A model of images (B, H, W, C) to logits (B, classes).
+
+    A batch is {"image": (B, H, W, C) float32, "label": (B,) int32}, held out with
+    "weight": (B,) float32.
 
     Args:
       data: the config's data section; the dataset has `image_shape` and `num_classes`.
@@ -24,6 +27,7 @@ class Classify:
     """
 
     quality = Quality("accuracy", "max")
+    context = ("image_shape", "num_classes")
 
     def __init__(
         self,
@@ -36,20 +40,8 @@ class Classify:
     ):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"classify: label_smoothing={label_smoothing} must be in [0, 1)")
-        self._data = registry.build("data", data, seed=seed, batch_size=batch_size)
+        super().__init__(data=data, model=model, seed=seed, batch_size=batch_size)
         self._smoothing = label_smoothing
-        self.info = self._data.info
-        shape, classes = self._data.image_shape, self._data.num_classes
-        self.network = Network(model, image_shape=shape, num_classes=classes)
-        self.init = self.network.init
-
-    def batch(self, step: int) -> Batch:
-        """{"image": (B, H, W, C) float32, "label": (B,) int32}."""
-        return self._data.batch(step)
-
-    def eval_batches(self) -> Iterator[Batch]:
-        """As `batch`, with "weight": (B,) float32."""
-        return self._data.eval_batches()
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean cross-entropy in nats, and accuracy."""

@@ -1,7 +1,7 @@
 """Next-token prediction over bytes: cross-entropy, bits per byte."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,37 +9,19 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab.core import registry
-from jaxlab.tasks.base import Batch, Metrics, Network, Quality
+from jaxlab.tasks.base import Batch, Metrics, NetworkTask, Quality
 
 
 @registry.register("task", "language_model")
-class LanguageModel:
+class LanguageModel(NetworkTask):
     """A model of tokens (B, T) to logits (B, T, vocabulary).
 
-    Args:
-      data: the config's data section; the dataset has `vocab_size` and `seq_len`.
-      model: the config's model section.
-      seed: of the data's order.
-      batch_size: sequences of a training and of an evaluation batch.
+    A batch is {"tokens": (B, T + 1) int32}, held out with "weight": (B,) or (B, T) float32. The
+    dataset has `vocab_size` and `seq_len`.
     """
 
     quality = Quality("bits_per_byte", "min")
-
-    def __init__(
-        self, *, data: Mapping[str, Any], model: Mapping[str, Any], seed: int, batch_size: int
-    ):
-        self._data = registry.build("data", data, seed=seed, batch_size=batch_size)
-        self.info = self._data.info
-        self.network = Network(model, vocab_size=self._data.vocab_size, seq_len=self._data.seq_len)
-        self.init = self.network.init
-
-    def batch(self, step: int) -> Batch:
-        """{"tokens": (B, T + 1) int32}."""
-        return self._data.batch(step)
-
-    def eval_batches(self) -> Iterator[Batch]:
-        """As `batch`, with "weight": (B,) or (B, T) float32."""
-        return self._data.eval_batches()
+    context = ("vocab_size", "seq_len")
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean cross-entropy in nats, and the same in bits per byte."""

@@ -13,18 +13,34 @@ import numpy as np
 import jaxlab
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "train.py", "--config=configs/digits_vit.py:smoke",
-           "--config.model.depth=1", "--config.model.d_model=32", "--config.model.d_mlp=64",
-           "--config.compress.attn.rank=4", "--config.steps=6", "--config.checkpoint.every=3",
-           "--config.log.every=1", "--config.eval.every=0"]
+COMMAND = [
+    sys.executable,
+    "train.py",
+    "--config=configs/digits_vit.py:smoke",
+    "--config.model.depth=1",
+    "--config.model.d_model=32",
+    "--config.model.d_mlp=64",
+    "--config.compress.attn.rank=4",
+    "--config.steps=6",
+    "--config.checkpoint.every=3",
+    "--config.log.every=1",
+    "--config.eval.every=0",
+]
 
 
 def start(folder, *arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu",
-                   "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
     return subprocess.Popen(
         [*COMMAND, f"--config.workdir={folder}", *arguments],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -43,9 +59,13 @@ def test_two_processes_equal_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    shared = ["--config.mesh.distributed=True", f"--config.mesh.coordinator=localhost:{port}",
-              "--config.mesh.processes=2", "--config.mesh.model=2",
-              "--config.mesh.rules=((r'.*/up/kernel', (None, 'model')),)"]
+    shared = [
+        "--config.mesh.distributed=True",
+        f"--config.mesh.coordinator=localhost:{port}",
+        "--config.mesh.processes=2",
+        "--config.mesh.model=2",
+        "--config.mesh.rules=((r'.*/up/kernel', (None, 'model')),)",
+    ]
     pair = [start(tmp_path / "two", *shared, f"--config.mesh.process={i}") for i in range(2)]
     for process in pair:
         finish(process)

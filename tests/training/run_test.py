@@ -171,7 +171,7 @@ def test_init_that_does_not_fit_is_refused(tmp_path):
         ({"phases": {"x": {"at": 2.0, "name": "densify"}}}, "x.at=2.0"),
         ({"phases": {"x": {"at": 0.5, "name": "densfy"}}}, "did you mean 'densify'"),
         ({"mesh__model": 3}, "does not fit"),
-        ({"task__name": "language_model"}, "does not fit here|has no|image"),
+        ({"task__name": "language_model"}, "data 'digits' has no 'vocab_size'"),
     ],
 )
 def test_mistakes_stop_before_anything_is_compiled(tmp_path, changes, message):
@@ -183,7 +183,7 @@ def test_mistakes_stop_before_anything_is_compiled(tmp_path, changes, message):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        with pytest.raises((ValueError, AttributeError), match=message):
+        with pytest.raises(ValueError, match=message):
             Experiment(config(tmp_path / "run", **changes))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)

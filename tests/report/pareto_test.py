@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from jaxlab.pareto import pareto_front, plot
-from jaxlab.runs import Group, Row, Statistic
+from jaxlab.report.pareto import pareto_front, plot
+from jaxlab.report.runs import Group, Row, Statistic
 
 
 def group(points, *, mode="max", dense=400_000, title="digits"):

@@ -13,20 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxlab.pareto import pareto_front, plot
-from jaxlab.runs import Group, Row, Run, Statistic, group_runs, load_runs
-
-__all__ = [
-    "Group",
-    "Row",
-    "Run",
-    "group_runs",
-    "load_runs",
-    "main",
-    "pareto_front",
-    "plot",
-    "table",
-]
+from jaxlab.report.pareto import plot
+from jaxlab.report.runs import Group, Statistic, group_runs, load_runs
 
 
 def table(groups: Sequence[Group]) -> str:
@@ -146,7 +134,3 @@ def _markdown(cells: Sequence[Sequence[str]], left: int) -> str:
         numbers = [c.rjust(w) for c, w in zip(line[left:], widths[left:], strict=True)]
         lines.append(f"| {' | '.join(text + numbers)} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from jaxlab.runs import Group, Mode, Row
+from jaxlab.report.runs import Group, Mode, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
