@@ -35,12 +35,12 @@ def main(config: Config) -> dict[str, Any] | None:
     Raises:
       SystemExit: the config is wrong; what is wrong has been printed.
     """
-    if config.mesh.distributed:
-        given = config.mesh.coordinator, config.mesh.processes, config.mesh.process
-        jax.distributed.initialize(*(given if config.mesh.coordinator else ()))
     try:
+        if config.mesh.distributed:
+            given = config.mesh.coordinator, config.mesh.processes, config.mesh.process
+            jax.distributed.initialize(*(given if config.mesh.coordinator else ()))
         experiment = Experiment(config.to_dict())
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         fail(error)
     shows = jax.process_index() == 0
     if shows:
@@ -86,6 +86,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 def fail(error: Exception) -> NoReturn:
     """Prints an error of the user's input and exits with status 2."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, KeyError) and len(text.split()) == 1:
+        text = f"the config has no section {text}; only the config file can add one"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # The config flags put a whole traceback into their message; its last line says what is wrong.
     shown = lines[-1] if "Traceback" in text else " ".join(lines)

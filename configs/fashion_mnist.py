@@ -4,9 +4,11 @@ The four IDX files must be in `data.path`; Debian ships them as dataset-fashion-
 
 Claim: at most 1 point of accuracy below the dense model (`:dense`).
 Command: python train.py --config=configs/fashion_mnist.py
-Wall time, 2 CPU cores: not run
+Wall time, 2 CPU cores: 216 s (median of 3)
 Wall time, one H100: not run
-Result: not run
+Result: accuracy 0.7886 ± 0.0041 finalized,
+  0.8008 ± 0.0067 dense (3 seeds);
+  3.38x smaller on disk
 """
 
 from jaxlab.config import Config, base_config

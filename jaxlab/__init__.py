@@ -14,7 +14,18 @@ A compressed weight is a `Matrix` that stands where the array stood:
 
 from jaxlab.core.compress import compress
 from jaxlab.core.cost import nbytes, parameter_table
-from jaxlab.core.matrix import Cost, Example, Matrix, at, finalize, matmul, matrix, static, to_dense
+from jaxlab.core.matrix import (
+    Cost,
+    Example,
+    Matrix,
+    at,
+    cite,
+    finalize,
+    matmul,
+    matrix,
+    static,
+    to_dense,
+)
 from jaxlab.core.registry import build, names, register
 from jaxlab.core.trainable import combine, partition, trainable_mask
 from jaxlab.interop.artefact import load, save
@@ -44,8 +55,3 @@ __all__ = [
     "to_dense",
     "trainable_mask",
 ]
-
-
-def cite(w: Matrix) -> str:
-    """BibTeX of the source of a matrix's method."""
-    return type(w).CITE

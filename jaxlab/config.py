@@ -27,8 +27,9 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
     Raises:
       ValueError: `arg` has an unknown name or a value of the wrong type.
 
-    >>> base_config("configs/mine.py", "smoke,seed=3").workdir
-    'runs/mine-smoke-3'
+    >>> c = base_config("configs/mine.py", "smoke,seed=3")
+    >>> c.name, c.seed
+    ('mine-smoke', 3)
     """
     chosen = parse_arg(arg, smoke=False, seed=0, **variants)
     # sort_keys=False: the first rule that matches wins, so their order is the file's.
@@ -36,7 +37,7 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
     changed = {k: v for k, v in chosen.items() if k in variants and v != variants[k]}
     tail = "".join(f"-{k}" if v is True else f"-{k}={v}" for k, v in changed.items())
     c.name = Path(file).stem + tail + ("-smoke" if chosen["smoke"] else "")
-    c.workdir = f"runs/{c.name}-{chosen['seed']}"
+    c.workdir = ""  # the run folder; runs/<name>-<seed> if empty
     c.smoke = chosen["smoke"]  # a run of seconds that exercises everything
     for variant in variants:
         c[variant] = chosen[variant]

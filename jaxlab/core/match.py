@@ -51,6 +51,12 @@ def first_match(
     >>> first_match([(".*/bias", 0.0), (".*", 1.0)], ["up/bias", "up/kernel"], owner="decay")
     {'up/bias': 0.0, 'up/kernel': 1.0}
     """
+    for rule in rules:
+        if not isinstance(rule, tuple | list) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise ValueError(
+                f"{owner}: rules are (pattern, value) pairs, not {rule!r}; a single pair needs a "
+                "tuple around it"
+            )
     paths = list(paths)
     matcher = Matcher([pattern for pattern, _ in rules], owner=owner)
     found = {}

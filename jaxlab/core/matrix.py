@@ -216,6 +216,16 @@ class Transposed(Matrix):
         *stack, d_in, d_out = self.base.shape
         return (*stack, d_out, d_in)
 
+    @property
+    def tile(self) -> tuple[int, int]:
+        """The base's, turned."""
+        rows, columns = self.base.tile
+        return columns, rows
+
+    def cost(self, rows: int) -> Cost:
+        """The base's: the same numbers are multiplied."""
+        return self.base.cost(rows)
+
     def to_dense(self) -> jax.Array:
         """The base's dense array with its last two axes swapped."""
         return jnp.swapaxes(self.base.to_dense(), -1, -2)
@@ -270,6 +280,11 @@ def at(tree: Any, progress: jax.Array) -> Any:
 def finalize(tree: Any) -> Any:
     """Every matrix of the tree in its smallest form for inference."""
     return _map_matrices(lambda w: w.finalize(), tree)
+
+
+def cite(w: Matrix) -> str:
+    """BibTeX of the source of a matrix's method."""
+    return type(w).CITE
 
 
 def check_dense(method: str, w: Any) -> None:

@@ -51,8 +51,8 @@ def register(kind: str, name: str) -> Callable:
     def add(part):
         known = _PARTS[kind].get(name)
         # A module that is imported twice (a reload, a notebook cell run again) replaces itself.
-        if known is not None and known.__qualname__ != part.__qualname__:
-            raise ValueError(f"register: {kind} {name!r} is already {known.__qualname__}")
+        if known is not None and _origin(known) != _origin(part):
+            raise ValueError(f"register: {kind} {name!r} is already {_origin(known)}")
         _PARTS[kind][name] = part
         return part
 
@@ -167,6 +167,10 @@ def suggest(name: str, valid: Iterable[str], *, listed: bool = True) -> str:
     if listed:
         return hint + "valid: " + (", ".join(valid) or "none")
     return hint
+
+
+def _origin(part: Callable) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
 
 
 def _import_home(kind: str) -> None:

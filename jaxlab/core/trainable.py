@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core.match import first_match, leaf_paths, path_str
-from jaxlab.core.matrix import Matrix, is_matrix
+from jaxlab.core.matrix import is_matrix
 
 
-def trainable_mask(params: Any, freeze: Sequence[str] = ()) -> Any:
+def trainable_mask(params: Any, freeze: Sequence[str] = (), *, strict: bool = True) -> Any:
     """Which leaves are trained: floating, not declared frozen by their matrix, not frozen by path.
 
     Args:
       params: the parameter tree.
-      freeze: patterns of whole paths that stay as they are.
+      freeze: patterns of whole paths that stay as they are; one that matches a matrix holds all of
+        its children.
+      strict: whether a pattern that matches nothing is an error.
 
     Returns:
       A tree of bools with the structure of `params`.
@@ -23,19 +25,32 @@ def trainable_mask(params: Any, freeze: Sequence[str] = ()) -> Any:
     Raises:
       ValueError: a freeze pattern matches nothing.
     """
-    paths = leaf_paths(params)
-    frozen = first_match([(p, True) for p in freeze], paths, owner="freeze")
+    paths = freezable_paths(params)
+    frozen = first_match([(p, True) for p in freeze], paths, owner="freeze", strict=strict)
     held = _declared_frozen(params)
 
     def trained(key_path, leaf) -> bool:
-        path = path_str(key_path)
-        return (
-            bool(jnp.issubdtype(leaf.dtype, jnp.floating))
-            and path not in frozen
-            and path not in held
-        )
+        parts = path_str(key_path).split("/")
+        above = {"/".join(parts[:i]) for i in range(1, len(parts) + 1)}
+        floating = bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+        return floating and above.isdisjoint(frozen) and above.isdisjoint(held)
 
     return jax.tree_util.tree_map_with_path(trained, params)
+
+
+def freezable_paths(params: Any) -> list[str]:
+    """Paths that a freeze pattern may match: of every leaf, and of every matrix at any depth."""
+    found = list(leaf_paths(params))
+
+    def visit(path: str, w: Any) -> None:
+        if is_matrix(w):
+            found.append(path)
+            for name in w.factors:
+                visit(f"{path}/{name}", getattr(w, name))
+
+    for path, leaf in leaf_paths(params, is_leaf=is_matrix).items():
+        visit(path, leaf)
+    return found
 
 
 def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
@@ -64,21 +79,15 @@ def combine(first: Any, second: Any) -> Any:
 
 
 def _declared_frozen(params: Any) -> set[str]:
-    """Paths of the leaves below children that a matrix declares frozen, at any depth."""
+    """Paths of the children that a matrix declares frozen, at any depth."""
     held: set[str] = set()
 
-    def visit(prefix: str, w: Matrix) -> None:
-        for name in w.frozen:
-            held.update(
-                "/".join(filter(None, (prefix, name, path)))
-                for path in leaf_paths(getattr(w, name))
-            )
-        for name in w.factors:
-            child = getattr(w, name)
-            if is_matrix(child):
-                visit(f"{prefix}/{name}" if prefix else name, child)
+    def visit(path: str, w: Any) -> None:
+        if is_matrix(w):
+            held.update("/".join(filter(None, (path, name))) for name in w.frozen)
+            for name in w.factors:
+                visit("/".join(filter(None, (path, name))), getattr(w, name))
 
     for path, leaf in leaf_paths(params, is_leaf=is_matrix).items():
-        if is_matrix(leaf):
-            visit(path, leaf)
+        visit(path, leaf)
     return held

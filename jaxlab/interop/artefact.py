@@ -56,6 +56,10 @@ def save(path: str | os.PathLike, params: Any) -> int:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        # mkstemp makes files that only their owner reads; a model is a file like any other.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -101,8 +105,8 @@ def load(path: str | os.PathLike) -> Any:
         raise ValueError(f"load: {path} was tampered with: its contents do not match their sha256")
     try:
         return _decode(tree, tensors)
-    except ValueError as error:
-        raise ValueError(f"load: {path}: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"load: {path} does not fit this version's classes: {error}") from None
 
 
 def _encode(node: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
@@ -124,12 +128,14 @@ def _encode(node: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
     if isinstance(node, dict):
         # Pairs, because JSON would turn integer keys into strings.
         return {"dict": [[k, _encode(v, f"{below}{k}", tensors)] for k, v in node.items()]}
-    if isinstance(node, list | tuple):
+    if type(node) in (list, tuple):
         items = [_encode(v, f"{below}{i}", tensors) for i, v in enumerate(node)]
         return {type(node).__name__: items}
     if isinstance(node, jax.Array | np.ndarray) and not jnp.issubdtype(
         node.dtype, jax.dtypes.prng_key
     ):
+        if path in tensors:
+            raise TypeError(f"save: two leaves have the path {path!r}; rename a key")
         tensors[path] = np.ascontiguousarray(jax.device_get(node)).reshape(node.shape)
         return {"array": path}
     raise TypeError(f"save: {path!r} is a {type(node).__name__} and not an array or a matrix")

@@ -14,10 +14,9 @@ from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from jaxlab.core.matrix import Example, Matrix, check_dense, matrix, static
-from jaxlab.methods.nm_mask import NMPattern, nm_mask
+from jaxlab.methods.nm_mask import NMPattern, check_scores, nm_mask
 from jaxlab.methods.nm_packed import NMPacked, nm_matmul, nm_pack, nm_unpack
 
 __all__ = [
@@ -177,8 +176,7 @@ class NM(Matrix):
         if not lam >= 0:
             raise ValueError(f"nm: lam={lam} must be 0 or more")
         NMPattern(n, m, axis).check(w.shape)
-        if not isinstance(w, Tracer) and bool(jnp.any(jnp.isnan(w))):
-            raise ValueError("nm: the kernel has NaN entries, which have no magnitude to rank")
+        check_scores(w)
         return cls(w, n, m, axis, recipe, lam)
 
     @property

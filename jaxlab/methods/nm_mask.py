@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxlab.core.matrix import accumulator
 
@@ -28,6 +29,10 @@ class NMPattern:
     axis: int = -2
 
     def __post_init__(self):
+        for name in ("n", "m"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"nm: {name}={value!r} must be a whole number")
         if not 1 <= self.n <= self.m <= 256:
             raise ValueError(f"nm: n={self.n}, m={self.m} must satisfy 1 <= n <= m <= 256")
         if self.axis not in (-1, -2):
@@ -52,6 +57,12 @@ class NMPattern:
                 f"nm: m={self.m} must divide axis {self.axis} of shape {tuple(shape)}, which is "
                 f"{length} long; nearest m: {', '.join(map(str, nearest)) or 'none'}"
             )
+
+
+def check_scores(w: jax.Array) -> None:
+    """Raises a ValueError if a weight has NaN entries; not under jit, where values are unknown."""
+    if not isinstance(w, Tracer) and bool(jnp.any(jnp.isnan(w))):
+        raise ValueError("nm: the kernel has NaN entries, which have no magnitude to rank")
 
 
 def nm_mask(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxlab.core.matrix import Cost, Example, Matrix, check_dense, matrix, static
-from jaxlab.methods.nm_mask import NMPattern, group, nm_mask, ungroup
+from jaxlab.methods.nm_mask import NMPattern, check_scores, group, nm_mask, ungroup
 
 
 def nm_pack(w: jax.Array, mask: jax.Array, pattern: NMPattern) -> "NMPacked":
@@ -133,6 +133,7 @@ class NMPacked(Matrix):
         """
         check_dense("nm_packed", w)
         pattern = NMPattern(n, m, axis)
+        check_scores(w)
         return nm_pack(w, nm_mask(jnp.abs(w), pattern), pattern)
 
     @property

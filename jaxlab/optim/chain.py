@@ -1,9 +1,11 @@
 """The optimizer that a config section describes: clipping, the named rule, factors by path."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxlab.core import registry
@@ -37,6 +39,11 @@ def make_optimizer(
     [-0.10000000149011612, -0.10000000149011612]
     """
     name, arguments = registry.split_section("optimizer", section)
+    constructor = registry.get("optimizer", name)
+    legal = {*inspect.signature(constructor).parameters, *_SHARED} - {"learning_rate", "mask"}
+    for key in arguments:
+        if key not in legal:
+            raise ValueError(f"optim: {name!r} takes no {key!r}; {registry.suggest(key, legal)}")
     shared = {key: arguments.pop(key) for key in list(arguments) if key in _SHARED}
     settings = {**_SHARED, **shared}
     if "lr" not in shared:
@@ -53,12 +60,12 @@ def make_optimizer(
     rule = registry.build(
         "optimizer",
         {"name": name, **arguments},
-        learning_rate=rate,
+        learning_rate=1.0,  # `scale_by_rate` follows
         weight_decay=settings["weight_decay"],
         mask=lambda tree: _tree_of(decay_paths, tree, 0.0, lambda factor: factor != 0),
     )
     parts = [optax.clip_by_global_norm(settings["clip"])] if settings["clip"] else []
-    parts.append(rule)
+    parts += [rule, scale_by_rate(rate)]
     if settings["lr_paths"]:
         parts.append(scale_by_path(settings["lr_paths"]))
     return optax.with_extra_args_support(optax.chain(*parts)), rate
@@ -75,7 +82,38 @@ def check_paths(section: Mapping[str, Any], paths: Iterable[str]) -> None:
       ValueError: a pattern matches none of them.
     """
     for key in ("decay_paths", "lr_paths"):
-        first_match(section.get(key, ()), paths, owner=f"optim.{key}")
+        rules = section.get(key, ())
+        # The default need not match anything: nobody has written it.
+        strict = rules != _SHARED[key]
+        first_match(rules, paths, owner=f"optim.{key}", strict=strict)
+
+
+class RateState(NamedTuple):
+    """Where a run is in its learning-rate schedule: the only state that every phase keeps."""
+
+    count: jax.Array
+
+
+def scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
+    """Multiplies updates by the learning rate of the step.
+
+    Every optimizer here is linear in its learning rate, and so is built with 1: its own counts may
+    then start anew in a phase without the schedule doing so.
+    """
+
+    def update(updates, state, params=None):
+        scale = rate(state.count)
+        scaled = jax.tree.map(lambda u: u * jnp.asarray(scale, u.dtype), updates)
+        return scaled, RateState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(lambda params: RateState(jnp.zeros((), jnp.int32)), update)
+
+
+def with_schedule_of(old: Any, new: Any) -> Any:
+    """An optimizer state with the place in the schedule that an older one has."""
+    is_rate = lambda x: isinstance(x, RateState)  # noqa: E731
+    places = iter([x for x in jax.tree.leaves(old, is_leaf=is_rate) if is_rate(x)])
+    return jax.tree.map(lambda x: next(places, x) if is_rate(x) else x, new, is_leaf=is_rate)
 
 
 def scale_by_path(factors: Factors) -> optax.GradientTransformation:

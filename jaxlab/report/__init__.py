@@ -2,7 +2,7 @@
 
 from jaxlab.report.pareto import pareto_front, plot
 from jaxlab.report.runs import Group, Row, Run, group_runs, load_runs
-from jaxlab.report.table import main, table, write_csv
+from jaxlab.report.tables import main, table, write_csv
 
 __all__ = [
     "Group",

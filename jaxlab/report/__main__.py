@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxlab.report.table import main
+from jaxlab.report.tables import main
 
 if __name__ == "__main__":
     sys.exit(main())

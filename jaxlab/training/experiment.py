@@ -1,6 +1,7 @@
 """An experiment checked whole, and every structure of its state, before anything is compiled."""
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -11,9 +12,10 @@ import jax
 
 from jaxlab.core import registry
 from jaxlab.core.cost import ParameterTable, parameter_table
-from jaxlab.core.match import leaf_paths
+from jaxlab.core.match import first_match, leaf_paths
 from jaxlab.core.matrix import finalize, is_matrix
 from jaxlab.core.registry import suggest
+from jaxlab.core.trainable import freezable_paths
 from jaxlab.interop.artefact import load
 from jaxlab.optim.chain import check_paths, make_optimizer
 from jaxlab.training.loop import StepFn, make_train_step
@@ -22,7 +24,8 @@ from jaxlab.training.sharding import make_mesh, param_specs, state_shardings
 from jaxlab.training.state import TrainState, init_state, restructure
 
 _PRECISIONS = ("default", "high", "highest")
-# Settings that may differ when a run is continued, because its result does not depend on them.
+# Settings that may differ when a run is continued: they change what is written down and where, or
+# (mesh) only the order of floating-point sums.
 _FREE = ("workdir", "name", "log", "checkpoint", "mesh")
 
 
@@ -48,7 +51,8 @@ class Experiment:
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        self.config = config
+        workdir = config["workdir"] or f"runs/{config['name']}-{config['seed']}"
+        self.config = config = {**config, "workdir": workdir}
         self.steps = _at_least(config, "steps", 0)
         self.mesh = make_mesh(config["mesh"]["data"], config["mesh"]["model"])
         self._check_numbers()
@@ -125,8 +129,12 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the settings that the result depends on, the seed aside."""
+        """Hash of the settings and data that the result depends on, whatever the seed.
+
+        Parameters to start from count by whether there are any: every seed may have its own.
+        """
         part = {k: v for k, v in result_part(self.config).items() if k != "seed"}
+        part |= {"init": bool(part["init"]), "data_info": self.task.info}
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 
     def _check_numbers(self) -> None:
@@ -143,15 +151,22 @@ class Experiment:
             raise ValueError(f"matmul_precision={precision!r}: {suggest(precision, _PRECISIONS)}")
         if not 0 <= config["ema"] < 1:
             raise ValueError(f"ema={config['ema']} must be in [0, 1)")
-        _at_least(config["eval"], "every", 0)
-        _at_least(config["checkpoint"], "every", 0)
-        _at_least(config["checkpoint"], "keep", 1)
-        _at_least(config["log"], "every", 1)
+        _at_least(config, "eval.every", 0)
+        _at_least(config, "checkpoint.every", 0)
+        _at_least(config, "checkpoint.keep", 1)
+        _at_least(config, "log.every", 1)
+        if config["log"]["tensorboard"] and not importlib.util.find_spec("tensorboardX"):
+            raise ValueError(
+                "log.tensorboard=True needs the extra: pip install 'jaxlab[tensorboard]'"
+            )
 
     def _check_patterns(self) -> None:
         # A pattern may be meant for the parameters of a later phase, so all of them count.
         trained = {path for state in self.structures for path in leaf_paths(state.trainable)}
         check_paths(self.config["optim"], sorted(trained))
+        freezable = {path for state in self.structures for path in freezable_paths(state.params)}
+        freeze = [(pattern, True) for pattern in self.config["freeze"]]
+        first_match(freeze, sorted(freezable), owner="freeze")
         for state in self.structures:
             self.shardings(state)
 
@@ -193,11 +208,15 @@ def load_init(path: str, like: Any) -> Any:
 
 def result_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the result of a run depends on."""
-    return {k: v for k, v in config.items() if k not in _FREE}
+    part = {k: v for k, v in config.items() if k not in _FREE}
+    # As a list: the order of rules decides which one wins.
+    return {**part, "compress": [[label, rule] for label, rule in config["compress"].items()]}
 
 
 def _at_least(section: Mapping[str, Any], key: str, least: int) -> int:
-    value = section[key]
+    value: Any = section
+    for part in key.split("."):
+        value = value[part]
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{key}={value!r} must be a whole number, {least} or more")
     return value

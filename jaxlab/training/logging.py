@@ -31,10 +31,11 @@ class Recorder:
         steps: int = 0,
         tensorboard: str | os.PathLike | None = None,
     ):
-        self._file = None if path is None else open(path, "a+", encoding="utf-8")  # noqa: SIM115
-        if self._file:
-            _truncate_after(self._file, start)
-        self._writer = _tensorboard_writer(tensorboard) if tensorboard else None
+        self._file = None
+        if path is not None:
+            _truncate_after(Path(path), start)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._writer = _tensorboard_writer(tensorboard, start) if tensorboard else None
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._steps = steps
         shown = path is not None
@@ -52,10 +53,10 @@ class Recorder:
         self.flush()
         self._pending = (step, metrics)
 
-    def now(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes metrics at once, after all that came before."""
+    def now(self, step: int, metrics: Mapping[str, float], *, phase: str | None = None) -> None:
+        """Writes metrics at once, after all that came before; `phase` if they are of its result."""
         self.flush()
-        self._write(step, metrics)
+        self._write(step, metrics, **({"phase": phase} if phase else {}))
         self.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
     def flush(self) -> None:
@@ -90,36 +91,36 @@ class Recorder:
             if stream is not None:
                 stream.close()
 
-    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _write(self, step: int, metrics: Mapping[str, float], **labels: str) -> None:
         if self._file:
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.write(json.dumps({"step": step, **labels, **metrics}) + "\n")
             self._file.flush()
         if self._writer is not None:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a metrics file; a last line that a killed run left unfinished is dropped."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     # Whatever follows the last newline was cut off in the middle.
     return [json.loads(line) for line in lines[:-1]]
 
 
-def _truncate_after(file: Any, step: int) -> None:
-    file.seek(0)
-    kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
-    file.seek(0)
-    file.truncate()
-    file.writelines(kept)
-    file.flush()
+def _truncate_after(path: Path, step: int) -> None:
+    """Drops the lines of later steps, of phases that this run is to apply again, and cut ones."""
+    if not path.exists():
+        return
+    lines = read_metrics(path)
+    kept = [m for m in lines if m["step"] < step or (m["step"] == step and "phase" not in m)]
+    # Whole or not at all: a run that is killed here keeps its history.
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
+    temporary.replace(path)
 
 
-def _tensorboard_writer(folder: str | os.PathLike) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "log.tensorboard=True needs the extra: pip install 'jaxlab[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(folder))
+def _tensorboard_writer(folder: str | os.PathLike, start: int) -> Any:
+    from tensorboardX import SummaryWriter  # an extra, so that it is imported only when asked for
+
+    # Events of steps that a resumed run does again are struck out.
+    return SummaryWriter(str(folder), purge_step=start + 1)

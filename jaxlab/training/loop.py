@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,18 @@ from jaxlab.training.state import TrainState
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def stream(seed: int, purpose: Literal["init", "phases", "steps"]) -> jax.Array:
+    """The key of one of a run's independent sources of randomness.
+
+    Parameters are drawn from the seed's own key; the others are far from what that draws.
+    """
+    key = jax.random.key(seed)
+    return jax.random.fold_in(key, _STREAMS[purpose]) if purpose in _STREAMS else key
+
+
+_STREAMS = {"phases": 0x7FFF_0001, "steps": 0x7FFF_0002}
 
 
 def make_train_step(
@@ -50,7 +62,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         progress = state.step / steps
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(stream(seed, "steps"), state.step)
 
         def gradients(part, key):
             grad_fn = jax.value_and_grad(loss_of, has_aux=True)

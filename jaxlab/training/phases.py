@@ -29,6 +29,12 @@ class Phase(NamedTuple):
 @registry.register("phase", "compress")
 def compress(*, rules: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Transform:
     """Applies compress rules, (pattern, method, hyper-parameters), to the parameters."""
+    for rule in rules:
+        if not isinstance(rule, tuple | list) or len(rule) != 3:
+            raise ValueError(
+                f"compress: rules are (pattern, method, hyper-parameters), not {rule!r}; a single "
+                "rule needs a tuple around it"
+            )
     rules = [(pattern, method, dict(hyper)) for pattern, method, hyper in rules]
 
     def transform(params, opt, key):
@@ -80,6 +86,8 @@ def make_phases(config: Mapping[str, Any]) -> list[Phase]:
 
 
 def _rule(label: str, section: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    if not isinstance(section, Mapping):
+        raise ValueError(f"compress: rule {label!r} is {section!r} and not a section of settings")
     hyper = dict(section)
     for key in ("path", "name"):
         if not isinstance(hyper.get(key), str):

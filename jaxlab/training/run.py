@@ -3,12 +3,15 @@
 import json
 import platform
 import time
+from collections import deque
 from collections.abc import Mapping
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.core.cost import nbytes
@@ -19,9 +22,12 @@ from jaxlab.training.checkpoint import Checkpoints
 from jaxlab.training.curves import plot_curves
 from jaxlab.training.experiment import Experiment, result_part
 from jaxlab.training.logging import Recorder, read_metrics
-from jaxlab.training.loop import compile_step
+from jaxlab.training.loop import compile_step, stream
 from jaxlab.training.sharding import put_batch, put_tree, to_host
 from jaxlab.training.state import TrainState
+
+# Steps that the host may be ahead of the device.
+_UNDER_WAY = 4
 
 
 class Run:
@@ -62,21 +68,20 @@ class Run:
 
     def _train(self) -> dict[str, Any]:
         began = time.perf_counter()
-        log, keep = self.config["log"], self.config["checkpoint"]["keep"]
-        checkpoints = Checkpoints(self.folder / "checkpoints", self.experiment.task.quality, keep)
-        start = checkpoints.latest() or 0
-        recorder = Recorder(
-            self.folder / "metrics.jsonl" if self._writes else None,
-            start=start,
-            steps=self.experiment.steps,
-            tensorboard=self.folder / "tensorboard" if log["tensorboard"] else None,
-        )
-        try:
-            state, rate = self._advance(start, checkpoints, recorder)
-            params, metrics = self._measured or self._measure(state)
-        finally:
-            recorder.close()
-            checkpoints.close()
+        keep = self.config["checkpoint"]["keep"]
+        tensorboard = self._writes and self.config["log"]["tensorboard"]
+        quality = self.experiment.task.quality
+        with closing(Checkpoints(self.folder / "checkpoints", quality, keep)) as checkpoints:
+            start = checkpoints.latest() or 0
+            recorder = Recorder(
+                self.folder / "metrics.jsonl" if self._writes else None,
+                start=start,
+                steps=self.experiment.steps,
+                tensorboard=self.folder / "tensorboard" if tensorboard else None,
+            )
+            with closing(recorder):
+                state, rate = self._advance(start, checkpoints, recorder)
+                params, metrics = self._measured or self._measure(state)
         host = to_host(params)
         summary = self._summary(state, params, metrics, rate)
         if self._writes:
@@ -101,10 +106,10 @@ class Run:
         """The steps from `start` on; returns the last state and the steps per second."""
         experiment, config = self.experiment, self.config
         log_every, steps = config["log"]["every"], experiment.steps
-        key = jax.random.key(config["seed"])
+        key = stream(config["seed"], "phases")
         done = sum(phase.step < start for phase in experiment.phases)
-        state = self._restore(start, done, checkpoints) if start else self._init(key)
-        watch = _Stopwatch()
+        state = self._restore(start, done, checkpoints) if start else self._init()
+        watch, under_way = _Stopwatch(), deque()
         step_fn = None
         for step in range(start, steps + 1):
             while done < len(experiment.phases) and experiment.phases[done].step == step:
@@ -114,6 +119,8 @@ class Run:
                 if step:
                     recorder.say(f"step {step}: phase {phase.label!r}")
                 done, step_fn, self._measured = done + 1, None, None
+                if step == steps:
+                    self._record(step, state, recorder, phase=phase.label)
             if step == steps:
                 break
             if step_fn is None:
@@ -123,6 +130,11 @@ class Run:
                 watch.pause()
             batch = put_batch(experiment.task.batch(step), experiment.mesh)
             (state, metrics), self._measured = step_fn(state, batch), None
+            # Few steps may be under way at once: more gain nothing, hold their batches in memory,
+            # and make the collectives of several CPU devices time out.
+            under_way.append(metrics["loss"])
+            if len(under_way) > _UNDER_WAY:
+                jax.block_until_ready(under_way.popleft())
             if (step + 1) % log_every == 0 or step + 1 == steps:
                 recorder.later(step + 1, metrics)
                 watch.lap(step + 1)
@@ -139,16 +151,21 @@ class Run:
         due = {k: last or bool(every and step % every == 0) for k, every in due.items()}
         quality = None
         if due["eval"]:
-            self._measured = self._measure(state)
-            metrics = self._measured[1]
-            flat = {f"{form}/{k}": v for form, m in metrics.items() for k, v in m.items()}
-            recorder.now(step, flat)
-            quality = metrics["finalized"]
+            quality = self._record(step, state, recorder)["finalized"]
         if due["checkpoint"]:
             # Lines up to this step must be on disk first: a resumed run begins after them.
             recorder.flush()
             checkpoints.save(step, state, quality)
         return any(due.values())
+
+    def _record(
+        self, step: int, state: TrainState, recorder: Recorder, phase: str | None = None
+    ) -> dict[str, dict[str, float]]:
+        self._measured = self._measure(state)
+        metrics = self._measured[1]
+        flat = {f"{form}/{k}": v for form, m in metrics.items() for k, v in m.items()}
+        recorder.now(step, flat, phase=phase)
+        return metrics
 
     def _measure(self, state: TrainState) -> tuple[Any, dict[str, dict[str, float]]]:
         """The finalized parameters, and the metrics with and without `finalize`."""
@@ -159,10 +176,12 @@ class Run:
         final = self._finalize(now)
         return final, {"trained": self.evaluate(now), "finalized": self.evaluate(final)}
 
-    def _init(self, key: jax.Array) -> TrainState:
-        params = self.experiment.loaded
-        if params is None:
-            params = jax.jit(self.experiment.task.init)(key)
+    def _init(self) -> TrainState:
+        if self.experiment.loaded is None:
+            params = jax.jit(self.experiment.task.init)(stream(self.config["seed"], "init"))
+        else:
+            # Copied, because the first step donates what it is given.
+            params = jax.tree.map(jnp.copy, self.experiment.loaded)
         state = self.experiment.init_state(params)
         return put_tree(state, self.experiment.shardings(state))
 
@@ -178,7 +197,8 @@ class Run:
     def _claim(self) -> None:
         """Makes the folder, or checks that what is in it is this run."""
         file = self.folder / "config.json"
-        ours = json.loads(json.dumps(self.config))
+        # The data belong to the run: the same config may name a folder that has changed since.
+        ours = json.loads(json.dumps({**self.config, "data_info": self.experiment.task.info}))
         if file.exists():
             theirs = json.loads(file.read_text(encoding="utf-8"))
             here, there = leaf_paths(result_part(ours)), leaf_paths(result_part(theirs))

@@ -109,16 +109,16 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 def put_tree(tree: Any, shardings: Any) -> Any:
     """Puts a tree on the mesh; each leaf is whole on every host, or on the mesh already."""
+    if all(s.is_fully_addressable for s in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)
 
-    def put(x, sharding):
-        if sharding.is_fully_addressable:
-            return jax.device_put(x, sharding)
+    def spread(x, sharding):
         if not x.is_fully_addressable:
-            return jax.jit(lambda y: y, out_shardings=sharding)(x)
+            return x
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(put, tree, shardings)
+    return jax.jit(lambda t: t, out_shardings=shardings)(jax.tree.map(spread, tree, shardings))
 
 
 def to_host(tree: Any) -> Any:

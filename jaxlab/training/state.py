@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab.core.match import leaf_paths, path_str
+from jaxlab.core.matrix import is_matrix
 from jaxlab.core.trainable import combine, partition, trainable_mask
+from jaxlab.optim.chain import with_schedule_of
 
 
 @jax.tree_util.register_dataclass
@@ -44,8 +46,8 @@ class TrainState:
 def init_state(
     params: Any, tx: optax.GradientTransformation, *, freeze: tuple[str, ...], ema: float
 ) -> TrainState:
-    """The state before the first step."""
-    trainable, frozen = partition(params, trainable_mask(params, freeze))
+    """The state before the first step; freeze patterns may be meant for later structures."""
+    trainable, frozen = partition(params, trainable_mask(params, freeze, strict=False))
     average = jax.tree.map(jnp.copy, trainable) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, tx.init(trainable), average)
 
@@ -58,31 +60,61 @@ def restructure(
     freeze: tuple[str, ...],
     key: jax.Array,
 ) -> TrainState:
-    """Applies a phase's transform: new parameters, and what fits of the old optimizer state.
+    """Applies a phase's transform to the parameters, and carries the optimizer along.
 
-    Unless the transform gives an optimizer state, each of its leaves is kept if the leaf of the
-    same path, or of the path one level up (a kernel that became a matrix's child), had the same
-    shape and dtype, and starts anew otherwise.
+    If every trained parameter is an old one in another place (a kernel that became the dense
+    master of a matrix, or the reverse), optimizer state and running average go with it. If any is
+    new, both start anew: a new parameter's moments beside an old count of steps would make its
+    first updates several times too large, and averaging the factors of two decompositions gives
+    the average of neither. The learning rate's place in its schedule is kept in any case.
+
+    A transform that returns an optimizer state has it taken as it is.
     """
     params, opt = transform(state.params, state.opt, key)
     fresh = init_state(params, tx, freeze=freeze, ema=0.0)
+    old_names, new_names = _masters(state.params), _masters(params)
+    old = _shapes(state.trainable, old_names)
+    new = _shapes(fresh.trainable, new_names)
+    same = all(old.get(name) == shape for name, shape in new.items())
     if opt is None:
-        opt = _carry(state.opt, fresh.opt)
+        known = {_renamed(p, old_names): x for p, x in leaf_paths(state.opt).items()}
+        opt = jax.tree_util.tree_map_with_path(
+            lambda path, x: known.get(_renamed(path_str(path), new_names), x) if same else x,
+            fresh.opt,
+        )
+        opt = with_schedule_of(state.opt, opt)
     average = None
     if state.ema is not None:
-        averaged, _ = transform(combine(state.ema, state.frozen), state.opt, key)
-        average, _ = partition(averaged, trainable_mask(averaged, freeze))
+        average = jax.tree.map(jnp.copy, fresh.trainable)
+        if same:
+            averaged, _ = transform(combine(state.ema, state.frozen), state.opt, key)
+            average, _ = partition(averaged, trainable_mask(averaged, freeze, strict=False))
     return dataclasses.replace(fresh, step=state.step, opt=opt, ema=average)
 
 
-def _carry(old: Any, new: Any) -> Any:
-    known = leaf_paths(old)
+def _masters(params: Any) -> dict[str, str]:
+    """Path of every dense master inside a matrix -> path of the matrix.
 
-    def pick(key_path, leaf):
-        for path in (path_str(key_path), path_str(key_path[:-1])):
-            past = known.get(path)
-            if past is not None and (past.shape, past.dtype) == (leaf.shape, leaf.dtype):
-                return past
-        return leaf
+    A matrix has a dense master if exactly one child runs along both axes, in the dense shape.
+    """
+    masters = {}
+    for path, w in leaf_paths(params, is_leaf=is_matrix).items():
+        if is_matrix(w):
+            full = [n for n, axes in w.axes.items() if axes == ("in", "out")]
+            if len(full) == 1 and getattr(w, full[0]).shape == w.shape:
+                masters[f"{path}/{full[0]}"] = path
+    return masters
 
-    return jax.tree_util.tree_map_with_path(pick, new)
+
+def _renamed(path: str, masters: dict[str, str]) -> str:
+    """A path, below any prefix, with a master's path in it replaced by its matrix's."""
+    parts = path.split("/")
+    for start in range(len(parts)):
+        matrix = masters.get("/".join(parts[start:]))
+        if matrix is not None:
+            return "/".join([*parts[:start], matrix])
+    return path
+
+
+def _shapes(tree: Any, masters: dict[str, str]) -> dict[str, Any]:
+    return {_renamed(p, masters): (x.shape, x.dtype) for p, x in leaf_paths(tree).items()}

@@ -1,6 +1,7 @@
 """The artefact: bit-exact both ways, whole or absent, and refused by name when it is not ours."""
 
 import json
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 import jaxlab
+from jaxlab.interop import artefact
 
 
 def tree():
@@ -83,17 +85,43 @@ def test_tampered_buffers_and_structure_are_refused(saved):
     saved.write_bytes(bytes(data))
     with pytest.raises(ValueError, match="tampered"):
         jaxlab.load(saved)
+    jaxlab.save(saved, tree())
+    jaxlab.load(saved)
     rewrite(saved, lambda header: header["tree"]["dict"].reverse())
     with pytest.raises(ValueError, match="tampered"):
         jaxlab.load(saved)
 
 
-def test_newer_format_and_unknown_method_are_named(tmp_path):
-    path = tmp_path / "model.safetensors"
-    jaxlab.save(path, tree())
-    rewrite(path, lambda header: header.update(format=99))
+def test_newer_format_and_unknown_method_are_named(saved):
+    rewrite(saved, lambda header: header.update(format=99))
     with pytest.raises(ValueError, match="format 99"):
-        jaxlab.load(path)
+        jaxlab.load(saved)
+    jaxlab.save(saved, tree())
+
+    def rename(header):
+        text = json.dumps(header["tree"]).replace('"low_rank"', '"low_rnak"')
+        header["tree"] = json.loads(text)
+        header["sha256"] = artefact._digest(header["tree"], safetensors.numpy.load_file(saved))
+
+    rewrite(saved, rename)
+    with pytest.raises(ValueError, match="'low_rnak' is not registered; did you mean 'low_rank'"):
+        jaxlab.load(saved)
+
+
+def test_what_cannot_come_back_is_refused(saved):
+    with pytest.raises(TypeError, match="two leaves have the path 'a/b'"):
+        jaxlab.save(saved, {"a/b": jnp.ones(1), "a": {"b": jnp.zeros(1)}})
+    with pytest.raises(TypeError, match="'x' is a Pair"):
+        jaxlab.save(saved, {"x": Pair(jnp.ones(1), jnp.ones(1))})
+
+
+def test_the_file_is_readable_like_any_other(saved):
+    assert saved.stat().st_mode & 0o044
+
+
+class Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array
 
 
 def test_nothing_is_written_when_a_leaf_cannot_be_saved(saved):

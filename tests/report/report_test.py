@@ -187,24 +187,26 @@ def refused(capsys, *argv):
 
 def test_paths_that_name_no_run(capsys, tmp_path):
     assert "no runs given" in refused(capsys)
-    assert "typo does not exist" in refused(capsys, str(tmp_path / "typo"), "--skip-unfinished")
+    assert "typo does not exist" in refused(capsys, str(tmp_path / "typo"))
 
 
 @pytest.mark.parametrize("state", ["no summary", "not finished"])
 def test_unfinished_runs_are_refused_or_left_out_with_a_note(
     write, tmp_path, capsys, monkeypatch, state
 ):
-    monkeypatch.setattr(report, "plot", lambda groups, path: None)
+    monkeypatch.setattr("jaxlab.report.tables.plot", lambda groups, path: None)
     early, done = write("early", finished=False), write("done")
     if state == "no summary":
         Path(early, "summary.json").unlink()
     out = f"--out={tmp_path / 'out'}"
-    assert re.search(rf"{re.escape(early)}.*finished", refused(capsys, done, early, out))
+    assert re.search(
+        rf"{re.escape(early)}.*finished", refused(capsys, done, early, out, "--strict")
+    )
     assert not (tmp_path / "out").exists()
-    assert report.main([done, early, out, "--skip-unfinished"]) == 0
+    assert report.main([done, early, out]) == 0
     text, note = capsys.readouterr()
     assert (early in note, row_of(text, "digits_vit")["seeds"]) == (True, "1")
-    assert report.main([early, out, "--skip-unfinished"]) == 2
+    assert report.main([early, out]) == 2
 
 
 def test_malformed_json(write, capsys):

@@ -55,7 +55,7 @@ def losses(folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    finish(start(tmp_path / "one"))
+    alone = start(tmp_path / "one")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -67,7 +67,7 @@ def test_two_processes_equal_one(tmp_path):
         "--config.mesh.rules=((r'.*/up/kernel', (None, 'model')),)",
     ]
     pair = [start(tmp_path / "two", *shared, f"--config.mesh.process={i}") for i in range(2)]
-    for process in pair:
+    for process in (alone, *pair):
         finish(process)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
     one, two = (jaxlab.load(tmp_path / name / "model.safetensors") for name in ("one", "two"))

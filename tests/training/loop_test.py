@@ -125,6 +125,9 @@ def test_frozen_leaves_stay_and_have_no_moments():
     )
     assert not np.array_equal(state.params["down"]["bias"], before["down"]["bias"])
     assert not [x for x in jax.tree.leaves(state.opt) if x.shape == (16, 32)]
+    # A matrix's path holds all of its children.
+    state, _ = run(before, tx, freeze=("down/kernel",))
+    np.testing.assert_array_equal(state.params["down"]["kernel"].u, before["down"]["kernel"].u)
 
 
 def test_learning_rates_by_path():
@@ -177,7 +180,7 @@ def test_a_phase_keeps_what_fits_of_the_optimizer():
     state, _ = run(params(), tx)
 
     def compress(p, opt, key):
-        return jaxlab.compress(p, RULES), None
+        return jaxlab.compress(p, RULES[:1]), None
 
     new = restructure(state, compress, tx, freeze=(), key=jax.random.key(0))
     assert int(new.step) == STEPS
@@ -186,10 +189,56 @@ def test_a_phase_keeps_what_fits_of_the_optimizer():
     np.testing.assert_array_equal(adam["up"]["bias"], old_adam["up"]["bias"])
     # The dense kernel is now the matrix's master weight: same entries, same moments.
     np.testing.assert_array_equal(adam["up"]["kernel"].weight, old_adam["up"]["kernel"])
-    # Factors are new parameters.
-    assert not np.any(adam["down"]["kernel"].u)
-    counts = {int(c) for _, c in optax.tree.get_all_with_path(new.opt, "count")}
-    assert counts == {STEPS}
+    assert counts(new.opt) == {STEPS}
+
+
+def test_a_phase_with_new_parameters_restarts_all_but_the_schedule():
+    tx = optimizer()
+    state, _ = run(params(), tx, ema=0.9)
+
+    def compress(p, opt, key):
+        return jaxlab.compress(p, RULES), None
+
+    new = restructure(state, compress, tx, freeze=(), key=jax.random.key(0))
+    assert not any(np.any(x) for x in jax.tree.leaves(optax.tree.get(new.opt, "mu")))
+    # Adam corrects its bias from the start again; the schedule goes on.
+    assert sorted(counts(new.opt)) == [0, STEPS]
+    # The average of two decompositions would be the average of neither.
+    jax.tree.map(np.testing.assert_array_equal, new.ema, new.trainable)
+
+
+def test_a_square_kernel_of_full_rank_shares_no_buffer():
+    """Both factors have the kernel's shape; neither may take its moments."""
+    tx = optimizer()
+    dense = {
+        "up": {"kernel": jnp.eye(16), "bias": jnp.zeros(16)},
+        "down": {"kernel": jnp.ones((16, 8)) / 8, "bias": jnp.zeros(8)},
+    }
+    state, _ = run(dense, tx, steps=1)
+
+    def compress(p, opt, key):
+        return jaxlab.compress(p, [("up/kernel", "low_rank", {"rank": 16})]), None
+
+    new = restructure(state, compress, tx, freeze=(), key=jax.random.key(0))
+    step = make_train_step(loss_fn, tx, steps=STEPS)
+    jax.jit(step, donate_argnums=0)(new, batch(0))
+
+
+def test_densify_keeps_the_moments_of_the_master():
+    tx = optimizer()
+    state, _ = run(params(RULES[:1]), tx, ema=0.5)
+
+    def densify(p, opt, key):
+        return {**p, "up": {**p["up"], "kernel": p["up"]["kernel"].to_dense()}}, None
+
+    new = restructure(state, densify, tx, freeze=(), key=jax.random.key(0))
+    old_mu = optax.tree.get(state.opt, "mu")["up"]["kernel"].weight
+    np.testing.assert_array_equal(optax.tree.get(new.opt, "mu")["up"]["kernel"], old_mu)
+    np.testing.assert_array_equal(new.ema["up"]["kernel"], state.ema["up"]["kernel"].to_dense())
+
+
+def counts(opt):
+    return {int(c) for _, c in optax.tree.get_all_with_path(opt, "count")}
 
 
 @pytest.mark.parametrize(

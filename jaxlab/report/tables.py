@@ -79,11 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", help="run folders")
     parser.add_argument("--out", default="report", help="folder for the results (%(default)s)")
     parser.add_argument(
-        "--skip-unfinished", action="store_true", help="leave unfinished runs out, with a note"
+        "--strict", action="store_true", help="fail on unfinished runs instead of leaving them out"
     )
     options = parser.parse_args(argv)
     try:
-        _write_report(options.runs, Path(options.out), skip_unfinished=options.skip_unfinished)
+        _write_report(options.runs, Path(options.out), skip_unfinished=not options.strict)
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
