@@ -104,7 +104,7 @@ def scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         scale = rate(state.count)
         scaled = jax.tree.map(lambda u: u * jnp.asarray(scale, u.dtype), updates)
-        return scaled, RateState(optax.safe_increment(state.count))
+        return scaled, RateState(state.count + 1)
 
     return optax.GradientTransformation(lambda params: RateState(jnp.zeros((), jnp.int32)), update)
 
