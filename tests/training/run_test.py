@@ -140,6 +140,14 @@ def test_phases_change_the_structure_and_compile_once_each(tmp_path):
     assert type(loaded["layers"][1]["kernel"]).name == "low_rank"
 
 
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    pytest.importorskip("tensorboardX", reason="the test extra brings it")
+    train(tmp_path, log__tensorboard=True)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert events.stat().st_size > 500
+    assert b"finalized/accuracy" in events.read_bytes()
+
+
 @pytest.mark.parametrize("resume_at", [2, 4])
 def test_resumed_on_either_side_of_a_phase_is_bitwise_the_same(tmp_path, resume_at):
     rules = (("layers/1/kernel", "low_rank", {"rank": 4}),)
