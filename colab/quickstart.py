@@ -6,8 +6,8 @@
 # hand, trains a network made of them on handwritten digits, and compares it with the dense network.
 # It needs no accelerator and takes less than a minute.
 #
-# The first cell installs jaxlab where it is missing. From a checkout, run `pip install -e .` in its
-# root instead, and the cell does nothing.
+# The notebook stands in a checkout of jaxlab. Where jaxlab is missing, the first cell installs it
+# from that checkout; it takes nothing of this name from a package index.
 
 # %%
 import importlib.util
@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("jaxlab") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "jaxlab"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", ".."], check=True)
 
 # %%
 import tempfile
