@@ -1,6 +1,9 @@
 """Two virtual CPU devices, strict promotion for our own code, derandomised properties."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 # Before jax is imported: device counts are read when the backend starts.
 os.environ["XLA_FLAGS"] = (
@@ -35,3 +38,31 @@ def _strict_promotion():
 def maybe_jit(request):
     """`jax.jit`, and the identity: what must hold compiled must hold op by op."""
     return jax.jit if request.param == "jit" else lambda fn: fn
+
+
+@pytest.fixture
+def start_training():
+    """Starts `train.py` on a tiny model, in a process of its own with one CPU device."""
+
+    def start(folder, *settings):
+        command = [
+            sys.executable,
+            "train.py",
+            "--config=configs/digits_vit.py:smoke",
+            f"--config.workdir={folder}",
+            "--config.model.depth=1",
+            "--config.model.d_model=32",
+            "--config.model.d_mlp=64",
+            "--config.compress.attn.rank=4",
+            *settings,
+        ]
+        return subprocess.Popen(
+            command,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start

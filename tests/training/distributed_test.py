@@ -1,47 +1,19 @@
 """Two processes of one device each train what one process with one device trains."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 
 import jaxlab
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [
-    sys.executable,
-    "train.py",
-    "--config=configs/digits_vit.py:smoke",
-    "--config.model.depth=1",
-    "--config.model.d_model=32",
-    "--config.model.d_mlp=64",
-    "--config.compress.attn.rank=4",
+SETTINGS = [
     "--config.steps=6",
     "--config.checkpoint.every=3",
     "--config.log.every=1",
     "--config.eval.every=0",
 ]
-
-
-def start(folder, *arguments):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
-    return subprocess.Popen(
-        [*COMMAND, f"--config.workdir={folder}", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def finish(process):
@@ -54,8 +26,8 @@ def losses(folder):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_two_processes_equal_one(tmp_path):
-    alone = start(tmp_path / "one")
+def test_two_processes_equal_one(tmp_path, start_training):
+    alone = start_training(tmp_path / "one", *SETTINGS)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -66,7 +38,10 @@ def test_two_processes_equal_one(tmp_path):
         "--config.mesh.model=2",
         "--config.mesh.rules=((r'.*/up/kernel', (None, 'model')),)",
     ]
-    pair = [start(tmp_path / "two", *shared, f"--config.mesh.process={i}") for i in range(2)]
+    pair = [
+        start_training(tmp_path / "two", *SETTINGS, *shared, f"--config.mesh.process={i}")
+        for i in range(2)
+    ]
     for process in (alone, *pair):
         finish(process)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)

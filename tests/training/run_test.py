@@ -1,13 +1,7 @@
 """Whole runs: what is in the folder, killed and resumed, phases, refusals before compilation."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -19,8 +13,6 @@ from jaxlab.config import base_config
 from jaxlab.training.checkpoint import Checkpoints
 from jaxlab.training.experiment import Experiment
 from jaxlab.training.run import Run
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -286,91 +278,3 @@ def test_the_listener_above_hears_compilations():
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled
-
-
-COMMAND = [
-    sys.executable,
-    "train.py",
-    "--config=configs/digits_vit.py:smoke",
-    "--config.model.depth=1",
-    "--config.model.d_model=32",
-    "--config.model.d_mlp=64",
-    "--config.compress.attn.rank=4",
-    "--config.steps=24",
-    "--config.checkpoint.every=3",
-    "--config.log.every=1",
-    "--config.eval.every=6",
-]
-
-
-def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-
-    def start(name):
-        return subprocess.Popen(
-            [*COMMAND, f"--config.workdir={tmp_path / name}"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    whole = start("whole")
-    broken = start("broken")
-    kill_after = random.SystemRandom().randint(4, 16)
-    metrics = tmp_path / "broken" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and broken.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= kill_after:
-            broken.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.005)
-    broken.communicate()
-    assert broken.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    assert not (tmp_path / "broken" / "summary.json").exists()
-    resumed = start("broken")
-    for process in (whole, resumed):
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, (kill_after, out, err)
-    assert contents(tmp_path / "whole") == contents(tmp_path / "broken"), kill_after
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config.stepz=3"], "stepz"),
-        (["--config.optim.lr=fast"], "could not convert string to float"),
-        (["--config=configs/digits_vit.py:smoek"], "did you mean 'smoke'"),
-        (["--config=configs/nothing.py"], "nothing.py"),
-        (["--config.compress.mlp.path=mlp"], "matches no path"),
-        (["seed=3"], "unexpected arguments"),
-    ],
-)
-def test_command_line_mistakes_are_one_line(arguments, message, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "train.py", *arguments, f"--config.workdir={tmp_path / 'run'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert message in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_zero_steps_print_the_tables_and_stop(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "train.py", "--config.steps=0", f"--config.workdir={tmp_path / 'run'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    for word in ("blocks/0/mlp/up/kernel", "NMPacked", "LowRank", "ratio", "total"):
-        assert word in done.stdout
-    assert not (tmp_path / "run").exists()
