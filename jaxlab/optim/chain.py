@@ -54,6 +54,7 @@ def make_optimizer(
             raise ValueError(f"optim: {key}={value!r} must be a number, 0 or more")
     rate = registry.build("schedule", settings["schedule"], peak=settings["lr"], steps=steps)
     decay_paths = settings["decay_paths"]
+    first_match(decay_paths, (), owner="optim.decay_paths", strict=False)  # are they pairs?
     partial = {f for _, f in decay_paths} - {0, 1}
     if partial:
         raise ValueError(f"optim: decay_paths has factors {sorted(partial)}; valid: 0 and 1")

@@ -250,6 +250,7 @@ def counts(opt):
         ({"schedule": {"name": "cosine", "warmup": 2.0}}, "warmup=2.0"),
         ({"schedule": {"name": "cosin"}}, "did you mean 'cosine'"),
         ({"decay_paths": ((".*", 0.5),)}, "0 and 1"),
+        ({"decay_paths": (".*kernel", 1.0)}, "needs a tuple around it"),
         ({"clip": "no"}, "clip='no'"),
     ],
 )
