@@ -9,18 +9,17 @@ A compressed weight is a `Matrix` that stands where the array stood:
     >>> (jnp.ones((1, 8)) @ params["up"]["kernel"]).shape
     (1, 8)
     >>> jaxlab.finalize(params)["up"]["kernel"]
-    NMPacked(values=float32[4, 8], index=uint8[1, 8], n=2, m=4, axis=-2)
+    NMPacked(values=float32[4, 8], index=uint8[1, 8], n=2, m=4, axis=-2, block=1)
 """
 
 from jaxlab.core.compress import compress
 from jaxlab.core.cost import nbytes, parameter_table
+from jaxlab.core.lifecycle import advance, at, finalize
 from jaxlab.core.matrix import (
     Cost,
     Example,
     Matrix,
-    at,
     cite,
-    finalize,
     matmul,
     matrix,
     static,
@@ -36,6 +35,7 @@ __all__ = [
     "Cost",
     "Example",
     "Matrix",
+    "advance",
     "at",
     "build",
     "cite",

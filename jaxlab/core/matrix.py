@@ -109,6 +109,39 @@ class Matrix:
         """The matrix at `progress` in [0, 1] of the training schedule; traced."""
         return self.map_factors(lambda factor: factor.at(progress))
 
+    def advance(self, progress: jax.Array) -> Self:
+        """What an optimizer step leaves to the matrix, at the `progress` of the step to come.
+
+        Children that are not trained by gradients (masks, ranges) move on here, and trained ones
+        may be put back where they belong.
+        """
+        return self.map_factors(lambda factor: factor.advance(progress))
+
+    def support(self, progress: jax.Array) -> dict[str, jax.Array]:
+        """By child, booleans of its shape: where the optimizer's moments are not held at 0."""
+        return {}
+
+    def weight_decay(self, progress: jax.Array) -> dict[str, jax.Array]:
+        """By child, coefficients of its shape for a decoupled decay of the matrix's own."""
+        return {}
+
+    def diagnose(
+        self,
+        quantities: dict[str, dict[str, jax.Array]],
+        after: Self,
+        progress: jax.Array,
+        later: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Scalars to watch during training.
+
+        Args:
+          quantities: by name ("grad_abs", "nu", ...) and child, arrays of the child's shape.
+          after: this matrix after the step.
+          progress: of the step.
+          later: of the next step.
+        """
+        return {}
+
     def finalize(self) -> "Matrix":
         """The smallest form for inference that multiplies like this one does."""
         return self.map_factors(lambda factor: factor.finalize())
@@ -189,15 +222,18 @@ Array: TypeAlias = jax.Array | Matrix
 
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
-def matrix(name: str) -> Callable[[type], type]:
-    """Class decorator: frozen dataclass, pytree, and registered as the method `name`."""
+def matrix(name: str = "") -> Callable[[type], type]:
+    """Class decorator: frozen dataclass, pytree, and registered as the method `name`.
+
+    Without a name no rule can make it and no artefact hold it: a form that lives inside a step.
+    """
 
     def wrap(cls: type) -> type:
         # eq=False: comparing arrays field by field has no truth value. repr stays the base's.
         cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
         cls = jax.tree_util.register_dataclass(cls)
         cls.name = name
-        return registry.register("matrix", name)(cls)
+        return registry.register("matrix", name)(cls) if name else cls
 
     return wrap
 
@@ -272,16 +308,6 @@ def to_dense(w: Array) -> jax.Array:
     return w.to_dense() if isinstance(w, Matrix) else w
 
 
-def at(tree: Any, progress: jax.Array) -> Any:
-    """Every matrix of the tree at `progress` in [0, 1] of its schedule."""
-    return _map_matrices(lambda w: w.at(progress), tree)
-
-
-def finalize(tree: Any) -> Any:
-    """Every matrix of the tree in its smallest form for inference."""
-    return _map_matrices(lambda w: w.finalize(), tree)
-
-
 def cite(w: Matrix) -> str:
     """BibTeX of the source of a matrix's method."""
     return type(w).CITE
@@ -300,10 +326,6 @@ def check_dense(method: str, w: Any) -> None:
         raise ValueError(
             f"{method}: a kernel has two axes (d_in, d_out) or more, not shape {w.shape}"
         )
-
-
-def _map_matrices(fn: Callable[[Matrix], Matrix], tree: Any) -> Any:
-    return jax.tree.map(lambda x: fn(x) if is_matrix(x) else x, tree, is_leaf=is_matrix)
 
 
 def _short(value: Any, is_static: bool) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlab.core.lifecycle import matrices
 from jaxlab.core.match import first_match, leaf_paths, path_str
-from jaxlab.core.matrix import is_matrix
 
 
 def trainable_mask(params: Any, freeze: Sequence[str] = (), *, strict: bool = True) -> Any:
@@ -40,17 +40,7 @@ def trainable_mask(params: Any, freeze: Sequence[str] = (), *, strict: bool = Tr
 
 def freezable_paths(params: Any) -> list[str]:
     """Paths that a freeze pattern may match: of every leaf, and of every matrix at any depth."""
-    found = list(leaf_paths(params))
-
-    def visit(path: str, w: Any) -> None:
-        if is_matrix(w):
-            found.append(path)
-            for name in w.factors:
-                visit(f"{path}/{name}", getattr(w, name))
-
-    for path, leaf in leaf_paths(params, is_leaf=is_matrix).items():
-        visit(path, leaf)
-    return found
+    return [*leaf_paths(params), *matrices(params)]
 
 
 def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
@@ -67,6 +57,18 @@ def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
     return selected, rest
 
 
+def partition_like(tree: Any, selected: Any) -> tuple[Any, Any]:
+    """Splits a tree as another of its structure was split, of which `selected` is the first part.
+
+    >>> partition_like({"w": 2.0, "index": 3}, {"w": 1.0, "index": None})
+    ({'index': None, 'w': 2.0}, {'index': 3, 'w': None})
+    """
+    is_none = lambda x: x is None  # noqa: E731
+    first = jax.tree.map(lambda x, s: None if s is None else x, tree, selected, is_leaf=is_none)
+    rest = jax.tree.map(lambda x, s: x if s is None else None, tree, selected, is_leaf=is_none)
+    return first, rest
+
+
 def combine(first: Any, second: Any) -> Any:
     """Joins what `partition` split.
 
@@ -80,14 +82,8 @@ def combine(first: Any, second: Any) -> Any:
 
 def _declared_frozen(params: Any) -> set[str]:
     """Paths of the children that a matrix declares frozen, at any depth."""
-    held: set[str] = set()
-
-    def visit(path: str, w: Any) -> None:
-        if is_matrix(w):
-            held.update("/".join(filter(None, (path, name))) for name in w.frozen)
-            for name in w.factors:
-                visit("/".join(filter(None, (path, name))), getattr(w, name))
-
-    for path, leaf in leaf_paths(params, is_leaf=is_matrix).items():
-        visit(path, leaf)
-    return held
+    return {
+        "/".join(filter(None, (path, name)))
+        for path, w in matrices(params).items()
+        for name in w.frozen
+    }

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def _encode(node: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
         return None
     if isinstance(node, Matrix):
         fields = dataclasses.fields(node)  # pyright: ignore
-        fixed = {f.name: getattr(node, f.name) for f in fields if f.metadata.get("static")}
+        static = [f.name for f in fields if f.metadata.get("static")]
+        fixed = {name: _encode_static(getattr(node, name)) for name in static}
         children = {
             f.name: _encode(getattr(node, f.name), below + f.name, tensors)
             for f in fields
@@ -149,9 +151,7 @@ def _decode(node: Any, tensors: dict[str, np.ndarray]) -> Any:
         cls: Any = registry.get("matrix", value)
         fields = dict(rest)
         children = {name: _decode(child, tensors) for name, child in fields["children"].items()}
-        # JSON has no tuples, and a static field must be hashable.
-        fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["static"].items()}
-        return cls(**children, **fixed)
+        return cls(**children, **_decode_static(cls, fields["static"]))
     if kind == "dict":
         return {key: _decode(child, tensors) for key, child in value}
     if kind in ("list", "tuple"):
@@ -163,6 +163,32 @@ def _decode(node: Any, tensors: dict[str, np.ndarray]) -> Any:
             f"{value!r} is {tensors[value].dtype}, which needs jax_enable_x64; nothing was cast"
         )
     return loaded
+
+
+def _encode_static(value: Any) -> Any:
+    """A static field as JSON: plain values, tuples of them, and dataclasses of both."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _encode_static(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_encode_static(v) for v in value]
+    return value
+
+
+def _decode_static(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a class; which dataclass a field is, its annotation says and not the file."""
+    hints = typing.get_type_hints(cls)
+    return {name: _decode_value(hints.get(name), value) for name, value in values.items()}
+
+
+def _decode_value(hint: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return hint(**_decode_static(hint, value))
+    if isinstance(value, list):
+        # JSON has no tuples, and a static field must be hashable.
+        inner = [a for a in typing.get_args(hint) if a is not ...]
+        hints = inner if len(inner) == len(value) else inner[:1] * len(value) or [None] * len(value)
+        return tuple(_decode_value(h, v) for h, v in zip(hints, value, strict=True))
+    return value
 
 
 def _digest(tree: Any, tensors: dict[str, np.ndarray]) -> str:

@@ -66,7 +66,7 @@ def make_optimizer(
         mask=lambda tree: _tree_of(decay_paths, tree, 0.0, lambda factor: factor != 0),
     )
     parts = [optax.clip_by_global_norm(settings["clip"])] if settings["clip"] else []
-    parts += [rule, scale_by_rate(rate)]
+    parts += [rule, add_decoupled_decay(), scale_by_rate(rate)]
     if settings["lr_paths"]:
         parts.append(scale_by_path(settings["lr_paths"]))
     return optax.with_extra_args_support(optax.chain(*parts)), rate
@@ -108,6 +108,41 @@ def scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
         return scaled, RateState(state.count + 1)
 
     return optax.GradientTransformation(lambda params: RateState(jnp.zeros((), jnp.int32)), update)
+
+
+def add_decoupled_decay() -> optax.GradientTransformationExtraArgs:
+    """Adds the decay that matrices ask for, `-coefficient * parameter`, before the learning rate.
+
+    The extra argument `decay` has the coefficients by path; without it nothing changes.
+    """
+
+    def update(updates, state, params=None, *, decay=None, **extra):
+        def add(path, u, p):
+            coefficient = (decay or {}).get(path_str(path))
+            return u if coefficient is None else u - coefficient * p
+
+        return jax.tree_util.tree_map_with_path(add, updates, params) if decay else updates, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def hold_moments(opt: Any, supports: Mapping[str, jax.Array]) -> Any:
+    """An optimizer state whose arrays of some parameters are 0 outside those parameters' support.
+
+    Args:
+      opt: the state; an array belongs to the parameter whose path its own ends in.
+      supports: booleans by path of a parameter.
+    """
+
+    def hold(key_path, x):
+        parts = path_str(key_path).split("/")
+        for start in range(len(parts)):
+            alive = supports.get("/".join(parts[start:]))
+            if alive is not None and alive.shape == x.shape:
+                return jnp.where(alive, x, jnp.zeros_like(x))
+        return x
+
+    return jax.tree_util.tree_map_with_path(hold, opt) if supports else opt
 
 
 def with_schedule_of(old: Any, new: Any) -> Any:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.core.matrix import at
-from jaxlab.core.trainable import combine
+from jaxlab.core.lifecycle import advance, at, supports, weight_decays
+from jaxlab.core.trainable import combine, partition_like
+from jaxlab.optim.chain import hold_moments
+from jaxlab.training.diagnostics import step_diagnostics
 from jaxlab.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -38,20 +40,24 @@ def make_train_step(
     accumulate: int = 1,
     ema: float = 0.0,
     rate: optax.Schedule | None = None,
+    diagnostics: bool = False,
 ) -> StepFn:
     """The step as a pure function of (state, batch).
 
     progress = step / steps -> matrices at that progress -> loss -> gradients of the trainable
-    part -> optax update -> new state. Randomness is a function of (seed, step).
+    part -> optax update -> what the step leaves to the matrices -> new state. Randomness is a
+    function of (seed, step).
 
     Args:
       loss_fn: (params, batch, key) -> (scalar mean loss, scalar metrics).
-      tx: the optimizer; it is given the loss as the extra argument `value`.
+      tx: the optimizer; it is given the extra arguments `value`, the loss, and `decay`, by path
+        the coefficients of decoupled weight decay that matrices ask for.
       steps: length of the run, which schedules inside matrices refer to.
       seed: of the loss's randomness.
       accumulate: parts that the batch is split into; gradients are averaged over them.
       ema: decay of the running average, for a state that keeps one.
       rate: the learning rate as a function of the step, to be reported among the metrics.
+      diagnostics: whether the metrics include what matrices report of each step.
 
     Returns:
       A function (state, batch) -> (new state, metrics "loss", "grad_norm" and the task's own).
@@ -73,8 +79,20 @@ def make_train_step(
             grads, metrics = gradients(batch, key)
         else:
             grads, metrics = _mean_over_parts(gradients, batch, key, accumulate)
-        updates, opt = tx.update(grads, state.opt, state.trainable, value=metrics["loss"])
+        updates, opt = tx.update(
+            grads,
+            state.opt,
+            state.trainable,
+            value=metrics["loss"],
+            decay=weight_decays(state.params, progress),
+        )
         trainable = optax.apply_updates(state.trainable, updates)
+        later = (state.step + 1) / steps
+        params = advance(combine(trainable, state.frozen), later)
+        trainable, frozen = partition_like(params, trainable)
+        opt = hold_moments(opt, supports(params, later))
+        if diagnostics:
+            metrics |= step_diagnostics(state.params, params, grads, opt, progress, later)
         average = state.ema
         if average is not None:
             # The average of a few steps must not remember the initialisation.
@@ -84,7 +102,7 @@ def make_train_step(
         if rate is not None:
             metrics["learning_rate"] = jnp.asarray(rate(state.step))
         new = dataclasses.replace(
-            state, step=state.step + 1, trainable=trainable, opt=opt, ema=average
+            state, step=state.step + 1, trainable=trainable, frozen=frozen, opt=opt, ema=average
         )
         return new, metrics
 

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.core.cost import nbytes
+from jaxlab.core.lifecycle import at, finalize
 from jaxlab.core.match import leaf_paths
-from jaxlab.core.matrix import at, finalize
 from jaxlab.interop.artefact import save
 from jaxlab.training.checkpoint import Checkpoints
 from jaxlab.training.curves import plot_curves
+from jaxlab.training.diagnostics import gradient_noise
 from jaxlab.training.experiment import Experiment, result_part
 from jaxlab.training.logging import Recorder, read_metrics
 from jaxlab.training.loop import compile_step, stream
@@ -28,6 +30,8 @@ from jaxlab.training.state import TrainState
 
 # Steps that the host may be ahead of the device.
 _UNDER_WAY = 4
+# Minibatches that the variance of the gradient is taken over.
+_NOISE_BATCHES = 8
 
 
 class Run:
@@ -58,6 +62,10 @@ class Run:
             return experiment.task.eval_sums(params, batch)
 
         self._eval_sums = jax.jit(sums)
+        self._noise = None
+        if self.config["log"]["diagnostics"]:
+            steps = max(experiment.steps, 1)
+            self._noise = jax.jit(partial(gradient_noise, experiment.task.loss, steps=steps))
         self._at = jax.jit(at)
         self._finalize = jax.jit(finalize)
 
@@ -128,7 +136,7 @@ class Run:
                 shardings = experiment.shardings(state)
                 step_fn = compile_step(experiment.train_step, shardings, self.traces)
                 watch.pause()
-            batch = put_batch(experiment.task.batch(step), experiment.mesh)
+            batch = experiment.batch(step)
             (state, metrics), self._measured = step_fn(state, batch), None
             # Few steps may be under way at once: more gain nothing, hold their batches in memory,
             # and make the collectives of several CPU devices time out.
@@ -165,6 +173,11 @@ class Run:
         metrics = self._measured[1]
         flat = {f"{form}/{k}": v for form, m in metrics.items() for k, v in m.items()}
         recorder.now(step, flat, phase=phase)
+        if self._noise is not None:
+            batches = [self.experiment.batch(step + i) for i in range(_NOISE_BATCHES)]
+            key = jax.random.fold_in(stream(self.config["seed"], "steps"), step)
+            noise = self._noise(state, batches, key)
+            recorder.later(step, {f"noise/{k}": v for k, v in noise.items()})
         return metrics
 
     def _measure(self, state: TrainState) -> tuple[Any, dict[str, dict[str, float]]]:

@@ -134,6 +134,8 @@ def to_host(tree: Any) -> Any:
 
 
 def _specs(leaf: Any, spec: tuple[str | None, ...], mesh: Mesh) -> Any:
+    if leaf is None:
+        return None
     if not isinstance(leaf, Matrix):
         return PartitionSpec(*_divisible(leaf.shape, spec, (1,) * len(spec), mesh))
     *stack, row, column = _divisible(leaf.shape, spec, (*[1] * (len(spec) - 2), *leaf.tile), mesh)

@@ -100,10 +100,15 @@ def _masters(params: Any) -> dict[str, str]:
     masters = {}
     for path, w in leaf_paths(params, is_leaf=is_matrix).items():
         if is_matrix(w):
-            full = [n for n, axes in w.axes.items() if axes == ("in", "out")]
-            if len(full) == 1 and getattr(w, full[0]).shape == w.shape:
+            children = {n: getattr(w, n) for n, axes in w.axes.items() if axes == ("in", "out")}
+            full = [n for n, x in children.items() if _is_floating(x)]
+            if len(full) == 1 and children[full[0]].shape == w.shape:
                 masters[f"{path}/{full[0]}"] = path
     return masters
+
+
+def _is_floating(x: Any) -> bool:
+    return x is not None and bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def _renamed(path: str, masters: dict[str, str]) -> str:
