@@ -54,6 +54,9 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
     c.model = ConfigDict({"name": ""})
     c.compress = ConfigDict(sort_keys=False)  # rules: {label: {path, name, ...}}; first match wins
     c.compress_at = 0.0  # fraction of the steps after which the rules apply
+    # Training batches that one-shot methods see the inputs of their layers in; `sequential`
+    # compresses layer by layer, each on the inputs behind those already compressed.
+    c.calibrate = ConfigDict({"batches": 0, "sequential": False})
     c.phases = ConfigDict(sort_keys=False)  # {label: {at, name, ...}}: changes of structure
     c.freeze = ()  # patterns of paths that are not trained
     c.ema = 0.0  # decay of the running average of parameters; 0 keeps none
@@ -69,7 +72,8 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
         }
     )
     c.eval = ConfigDict({"every": 0})  # steps between evaluations; 0 only at the end
-    c.log = ConfigDict({"every": 10, "tensorboard": False})  # steps between lines of metrics
+    # Steps between lines of metrics; `diagnostics` adds what matrices report of their gradients.
+    c.log = ConfigDict({"every": 10, "tensorboard": False, "diagnostics": False})
     c.checkpoint = ConfigDict({"every": 0, "keep": 1})  # steps; 0 only at the end. latest kept
     c.mesh = ConfigDict(
         {

@@ -1,7 +1,8 @@
 """From a dense parameter tree to a compressed one, by rules on paths."""
 
+import inspect
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,20 @@ from jaxlab.core.matrix import Matrix, is_matrix
 
 # (pattern of the whole path, name of the method, hyper-parameters)
 Rule = tuple[str, str, dict[str, Any]]
+# What a caller can tell methods about a path, by the name of the argument.
+Offered = Callable[[str], dict[str, Any]]
+# Arguments that only a caller can give: arrays, which no config can write down.
+_MEASURED = frozenset({"gram"})
 
 
-def compress(params: Any, rules: Sequence[Rule], *, key: jax.Array | None = None) -> Any:
+def compress(
+    params: Any,
+    rules: Sequence[Rule],
+    *,
+    key: jax.Array | None = None,
+    offered: Offered | None = None,
+    strict: bool = True,
+) -> Any:
     """Puts a matrix in the place of every array that a rule matches.
 
     The first rule whose pattern matches the whole path wins. Methods combine by paths: a rule for
@@ -26,6 +38,9 @@ def compress(params: Any, rules: Sequence[Rule], *, key: jax.Array | None = None
       rules: (pattern, method, hyper-parameters) triples; the method "dense" changes nothing, which
         is how an early rule keeps a path from the later ones.
       key: for methods that draw random numbers; each path gets its own.
+      offered: what the caller can tell a method about a path, e.g. the statistics of its inputs: a
+        method takes what its `from_dense` declares, and the rule's own settings go before.
+      strict: whether a rule that matches nothing is an error.
 
     Returns:
       The tree with matrices in place of arrays.
@@ -42,25 +57,37 @@ def compress(params: Any, rules: Sequence[Rule], *, key: jax.Array | None = None
     """
     for pattern, method, hyper in rules:
         _check_rule(pattern, method, hyper)
-    walk = _Walk(rules, key)
+    walk = _Walk(rules, key, offered)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_matrix)
     compressed = treedef.unflatten([walk.visit(path_str(path), leaf) for path, leaf in leaves])
-    walk.matcher.check_all_used()
+    if strict:
+        walk.matcher.check_all_used()
     return compressed
+
+
+def declares(method: str, argument: str) -> bool:
+    """Whether a method's `from_dense` has an argument of this name.
+
+    >>> declares("nm", "total_steps"), declares("low_rank", "total_steps")
+    (True, False)
+    """
+    return argument in inspect.signature(registry.get("matrix", method).from_dense).parameters
 
 
 def _check_rule(pattern: str, method: str, hyper: dict[str, Any]) -> None:
     from_dense = registry.get("matrix", method).from_dense
     owner = f"compress: rule {pattern!r}: method {method!r}"
-    registry.check_arguments(owner, from_dense, hyper, supplied=("w", "key"))
+    supplied = {"w", "key"} | {name for name in _MEASURED if declares(method, name)}
+    registry.check_arguments(owner, from_dense, hyper, supplied=supplied)
 
 
 class _Walk:
     """One pass over the tree: applies the rules to arrays, then to the factors of what it made."""
 
-    def __init__(self, rules: Sequence[Rule], key: jax.Array | None):
+    def __init__(self, rules: Sequence[Rule], key: jax.Array | None, offered: Offered | None):
         self.rules = rules
         self.key = key
+        self.offered = offered
         self.matcher = Matcher([pattern for pattern, _, _ in rules], owner="compress")
 
     def visit(self, path: str, leaf: Any) -> Any:
@@ -82,8 +109,11 @@ class _Walk:
             )
         # crc32: a path's randomness must not depend on which other paths the rules match.
         key = None if self.key is None else jax.random.fold_in(self.key, zlib.crc32(path.encode()))
+        told = self.offered(path) if self.offered else {}
+        told = {name: value for name, value in told.items() if declares(method, name)}
         try:
-            return registry.get("matrix", method).from_dense(leaf, key=key, **hyper)
+            from_dense = registry.get("matrix", method).from_dense
+            return from_dense(leaf, key=key, **{**told, **hyper})
         except (ValueError, TypeError) as error:
             raise type(error)(f"compress: {path!r} {tuple(leaf.shape)}: {error}") from error
 

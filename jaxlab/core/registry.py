@@ -77,12 +77,19 @@ def get(kind: str, name: str) -> Callable:
     return _PARTS[kind][name]
 
 
-def build(kind: str, section: Mapping[str, Any], **context: Any) -> Any:
+def build(
+    kind: str,
+    section: Mapping[str, Any],
+    *,
+    offered: Mapping[str, Any] | None = None,
+    **context: Any,
+) -> Any:
     """Calls the constructor that `section["name"]` names with the rest of the section.
 
     Args:
       kind: what sort of part, e.g. "model".
       section: the config section; keys other than "name" become keyword arguments.
+      offered: arguments that the caller can supply: the constructor gets those it declares.
       **context: arguments that the caller supplies and a config may not set.
 
     Returns:
@@ -93,6 +100,8 @@ def build(kind: str, section: Mapping[str, Any], **context: Any) -> Any:
     """
     name, arguments = split_section(kind, section)
     constructor = get(kind, name)
+    declared = inspect.signature(constructor).parameters
+    context |= {k: v for k, v in (offered or {}).items() if k in declared}
     check_arguments(f"{kind} {name!r}", constructor, arguments, supplied=context)
     return constructor(**context, **arguments)
 

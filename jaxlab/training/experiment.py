@@ -12,15 +12,16 @@ import jax
 
 from jaxlab.core import registry
 from jaxlab.core.cost import ParameterTable, parameter_table
+from jaxlab.core.lifecycle import finalize, matrices
 from jaxlab.core.match import first_match, leaf_paths
-from jaxlab.core.matrix import finalize, is_matrix
+from jaxlab.core.matrix import is_matrix
 from jaxlab.core.registry import suggest
 from jaxlab.core.trainable import freezable_paths
 from jaxlab.interop.artefact import load
 from jaxlab.optim.chain import check_paths, make_optimizer
-from jaxlab.training.loop import StepFn, make_train_step
-from jaxlab.training.phases import Phase, make_phases
-from jaxlab.training.sharding import make_mesh, param_specs, state_shardings
+from jaxlab.training.loop import StepFn, make_train_step, stream
+from jaxlab.training.phases import Phase, Surroundings, make_phases
+from jaxlab.training.sharding import make_mesh, param_specs, put_batch, state_shardings
 from jaxlab.training.state import TrainState, init_state, restructure
 
 _PRECISIONS = ("default", "high", "highest")
@@ -58,7 +59,7 @@ class Experiment:
         self._check_numbers()
         self.task = build_task(config)
         self.tx, self.rate = make_optimizer(config["optim"], steps=max(self.steps, 1))
-        self.phases = make_phases(config)
+        self.phases = make_phases(config, Surroundings(self.steps, self._loss, self.batch))
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.dense = jax.eval_shape(self.task.init, key)
         self.loaded = load_init(config["init"], self.dense) if config["init"] else None
@@ -84,6 +85,13 @@ class Experiment:
 
         return apply
 
+    def _loss(self, params: Any, batch: Any) -> jax.Array:
+        return self.task.loss(params, batch, stream(self.config["seed"], "phases"))[0]
+
+    def batch(self, step: int) -> Any:
+        """The training batch of a step, on its devices."""
+        return put_batch(self.task.batch(step), self.mesh)
+
     def shardings(self, state: TrainState) -> TrainState:
         """The sharding of every leaf of a state, or of its shapes."""
         specs = param_specs(state.params, self.config["mesh"]["rules"], self.mesh)
@@ -100,6 +108,7 @@ class Experiment:
             accumulate=self.config["accumulate"],
             ema=self.config["ema"],
             rate=self.rate,
+            diagnostics=self.config["log"]["diagnostics"],
         )
 
     @property
@@ -115,17 +124,7 @@ class Experiment:
     @property
     def methods(self) -> list[str]:
         """Names of the methods in the last structure, sorted."""
-        found: set[str] = set()
-
-        def visit(w: Any) -> None:
-            if is_matrix(w):
-                found.add(w.name)
-                for name in w.factors:
-                    visit(getattr(w, name))
-
-        for leaf in jax.tree.leaves(self.structures[-1].params, is_leaf=is_matrix):
-            visit(leaf)
-        return sorted(found)
+        return sorted({w.name for w in matrices(self.structures[-1].params).values()})
 
     @property
     def fingerprint(self) -> str:

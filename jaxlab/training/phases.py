@@ -11,11 +11,26 @@ import jax
 
 from jaxlab.core import compress as core_compress
 from jaxlab.core import registry
+from jaxlab.core.calibration import compress_calibrated
 from jaxlab.core.match import first_match, leaf_paths, path_str
 from jaxlab.core.matrix import is_matrix, to_dense
 
 # (params, optimizer state, key) -> (params, optimizer state or None)
 Transform = Callable[[Any, Any, jax.Array], tuple[Any, Any]]
+
+
+class Surroundings(NamedTuple):
+    """What a run offers its phases; a constructor takes it by declaring `run`.
+
+    Attributes:
+      steps: length of the run.
+      loss: (params, batch) -> scalar, the task's loss.
+      batch: step -> the training batch of that step, on its devices.
+    """
+
+    steps: int
+    loss: Callable[[Any, Any], jax.Array]
+    batch: Callable[[int], Any]
 
 
 class Phase(NamedTuple):
@@ -27,8 +42,25 @@ class Phase(NamedTuple):
 
 
 @registry.register("phase", "compress")
-def compress(*, rules: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Transform:
-    """Applies compress rules, (pattern, method, hyper-parameters), to the parameters."""
+def compress(
+    *,
+    run: Surroundings,
+    rules: Sequence[tuple[str, str, Mapping[str, Any]]],
+    batches: int = 0,
+    sequential: bool = False,
+) -> Transform:
+    """Applies compress rules, (pattern, method, hyper-parameters), to the parameters.
+
+    Args:
+      run: the run.
+      rules: the rules.
+      batches: how many training batches to calibrate methods on that want the statistics of their
+        layers' inputs; 0 for none.
+      sequential: whether a layer's inputs are those behind the layers compressed before it, in the
+        order in which the model uses them, and not those of the whole uncompressed model.
+    """
+    if isinstance(batches, bool) or batches < 0:
+        raise ValueError(f"compress: batches={batches!r} must be 0 or more")
     for rule in rules:
         if not isinstance(rule, tuple | list) or len(rule) != 3:
             raise ValueError(
@@ -37,8 +69,15 @@ def compress(*, rules: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Transfor
             )
     rules = [(pattern, method, dict(hyper)) for pattern, method, hyper in rules]
 
+    def offered(path: str) -> dict[str, Any]:
+        return {"total_steps": run.steps}
+
     def transform(params, opt, key):
-        return core_compress.compress(params, rules, key=key), None
+        if not batches:
+            return core_compress.compress(params, rules, key=key, offered=offered), None
+        data = [run.batch(step) for step in range(batches)]
+        how: dict[str, Any] = {"sequential": sequential, "key": key, "offered": offered}
+        return compress_calibrated(run.loss, params, rules, data, **how), None
 
     return transform
 
@@ -58,11 +97,12 @@ def densify(*, path: str = ".*") -> Transform:
     return transform
 
 
-def make_phases(config: Mapping[str, Any]) -> list[Phase]:
+def make_phases(config: Mapping[str, Any], run: Surroundings) -> list[Phase]:
     """The phases of a run in order, the `compress` section of the config first among equals.
 
     Args:
-      config: with `compress`, `compress_at`, `phases` and `steps`.
+      config: with `compress`, `compress_at`, `calibrate`, `phases` and `steps`.
+      run: what phases may ask of the run.
 
     Raises:
       ValueError: a section is wrong, or a fraction is not in [0, 1].
@@ -71,6 +111,7 @@ def make_phases(config: Mapping[str, Any]) -> list[Phase]:
     if config["compress"]:
         rules = [_rule(label, section) for label, section in config["compress"].items()]
         first = {"at": config["compress_at"], "name": "compress", "rules": rules}
+        first |= config["calibrate"]
         sections.insert(0, ("compress", first))
     phases = []
     for label, section in sections:
@@ -80,7 +121,7 @@ def make_phases(config: Mapping[str, Any]) -> list[Phase]:
             raise ValueError(
                 f"phases: {label}.at={at!r} must be a fraction of the steps, in [0, 1]"
             )
-        transform = registry.build("phase", arguments)
+        transform = registry.build("phase", arguments, offered={"run": run})
         phases.append(Phase(label, round(at * config["steps"]), transform))
     return sorted(phases, key=lambda phase: phase.step)
 

@@ -105,6 +105,32 @@ def test_shapes_alone_are_enough_to_check():
     assert jaxlab.parameter_table(shapes) == jaxlab.parameter_table(real)
 
 
+def test_a_method_takes_what_it_declares_of_what_is_offered():
+    asked = []
+
+    def offered(path):
+        asked.append(path)
+        return {"total_steps": 1000, "unknown": object()}
+
+    rules = [
+        ("blocks/0/.*kernel", "nm", {"n": 1, "m": 4}),
+        ("blocks/1/.*kernel", "nm", {"n": 1, "m": 4, "total_steps": 7}),
+        ("head/kernel", "low_rank", {"rank": 2}),
+    ]
+    after = jaxlab.compress(params(), rules, offered=offered)
+    assert after["blocks"][0]["up"]["kernel"].config.total_steps == 1000
+    # The rule's own settings go before.
+    assert after["blocks"][1]["up"]["kernel"].config.total_steps == 7
+    assert asked == ["blocks/0/up/kernel", "blocks/1/up/kernel", "head/kernel"]
+
+
+def test_rules_that_match_nothing_are_allowed_if_said_so():
+    rules = [("head/kernel", "low_rank", {"rank": 2}), ("tail", "low_rank", {"rank": 2})]
+    assert isinstance(jaxlab.compress(params(), rules, strict=False)["head"]["kernel"], LowRank)
+    with pytest.raises(ValueError, match="matches no path"):
+        jaxlab.compress(params(), rules)
+
+
 @given(st.sets(st.sampled_from(["blocks/0/up/kernel", "blocks/1/up/kernel", "head/kernel"])))
 def test_exactly_the_matched_paths_become_matrices(chosen):
     after = jaxlab.compress(params(), [(path, "dense", {}) for path in sorted(chosen)])
