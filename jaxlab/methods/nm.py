@@ -1,130 +1,86 @@
 """N:M sparsity: of every m consecutive weights along an axis, the n largest are kept.
 
 Sources: A. Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From
-Scratch", ICLR 2021 (SR-STE: the straight-through gradient plus lambda (1 - mask) W); A. Bambhaniya
-et al., "Progressive Gradient Flow for Robust N:M Sparsity Training in Transformers", 2024 (the
-effective weight W (B + (1 - B) D)).
+Scratch", ICLR 2021 (SR-STE); A. Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021
+(ASP); A. Bambhaniya et al., "Progressive Gradient Flow for Robust N:M Sparsity Training in
+Transformers", 2024 (mask decay and structure decay).
 
 Differs from the authors' code: groups never straddle rows (a length that m does not divide is
 refused), and ties keep the higher index in every implementation.
 """
 
 import functools
-from typing import Literal, Self
+import logging
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
 from jaxlab.core.matrix import Example, Matrix, check_dense, matrix, static
-from jaxlab.methods.nm_mask import NMPattern, check_scores, nm_mask
+from jaxlab.methods.dense import Dense
+from jaxlab.methods.nm_flops import nm_train_flops
+from jaxlab.methods.nm_forward import nm_diagnostics, nm_effective, srste_regularise
+from jaxlab.methods.nm_mask import NMPattern, check_scores, group, nm_mask
+from jaxlab.methods.nm_nvidia import pack_24_nvidia
+from jaxlab.methods.nm_oneshot import sparsegpt_prune, wanda_scores
 from jaxlab.methods.nm_packed import NMPacked, nm_matmul, nm_pack, nm_unpack
+from jaxlab.methods.nm_prune import nm_finalize, nm_prune
+from jaxlab.methods.nm_schedule import (
+    RECIPES,
+    GradMode,
+    NMConfig,
+    Phase,
+    SRSTEMode,
+    nm_frames,
+    nm_phase,
+)
 
 __all__ = [
     "NM",
+    "NMConfig",
     "NMPacked",
     "NMPattern",
+    "Phase",
+    "nm_diagnostics",
     "nm_effective",
+    "nm_finalize",
+    "nm_frames",
     "nm_mask",
     "nm_matmul",
     "nm_pack",
+    "nm_phase",
+    "nm_prune",
+    "nm_train_flops",
     "nm_unpack",
+    "pack_24_nvidia",
+    "sparsegpt_prune",
     "srste_regularise",
+    "wanda_scores",
 ]
 
-
-def nm_effective(
-    w: jax.Array,
-    mask: jax.Array,
-    decay: jax.Array | float = 0.0,
-    grad_mode: Literal["ste", "masked"] = "ste",
-) -> jax.Array:
-    """The weight that acts in the forward pass: kept entries, and pruned ones times `decay`.
-
-    Args:
-      w: (..., d_in, d_out) dense master weight.
-      mask: booleans of w's shape.
-      decay: D in [0, 1]; at 0 pruned entries are exactly 0, at 1 the result is w.
-      grad_mode: "ste" passes the gradient on unchanged; "masked" is the chain rule, which scales
-        the gradient of pruned entries by `decay`.
-
-    Returns:
-      Array of w's shape and dtype.
-
-    >>> w, mask = jnp.array([4.0, -3.0, 2.0, 1.0]), jnp.array([True, True, False, False])
-    >>> nm_effective(w, mask, 0.25).tolist()
-    [4.0, -3.0, 0.5, 0.25]
-    """
-    if grad_mode not in _GRAD_MODES:
-        raise ValueError(f"nm: grad_mode={grad_mode!r}; valid: {', '.join(_GRAD_MODES)}")
-    return _GRAD_MODES[grad_mode](w, mask, jnp.asarray(decay, w.dtype))
-
-
-def _masked(w: jax.Array, mask: jax.Array, decay: jax.Array) -> jax.Array:
-    # A product with 0 would turn a pruned infinity into NaN, and 0 into -0.
-    pruned = jnp.where(decay == 0, jnp.zeros_like(w), w * decay)
-    return jnp.where(mask, w, pruned)
-
-
-# The identity derivative is a rule and not `w + stop_gradient(effective - w)`, which rounds.
-_straight_through = jax.custom_jvp(_masked)
-_straight_through.defjvps(lambda dw, primal, *args: dw, None, None)
-_GRAD_MODES = {"ste": _straight_through, "masked": _masked}
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def srste_regularise(w: jax.Array, mask: jax.Array, lam: float) -> jax.Array:
-    """The identity on w, whose backward pass adds `lam * (1 - mask) * w` to the gradient.
-
-    The same as training on loss + lam / 2 ||(1 - mask) w||^2. The term joins the gradient before
-    the optimizer, which may rescale it, as in the authors' code.
-    """
-    return w
-
-
-def _srste_forward(w, mask, lam):
-    return w, (w, mask)
-
-
-def _srste_backward(lam, residuals, g):
-    w, mask = residuals
-    return g + jnp.where(mask, jnp.zeros_like(w), lam * w), None
-
-
-srste_regularise.defvjp(_srste_forward, _srste_backward)
-
-
-def _ste(w: jax.Array, mask: jax.Array, lam: float) -> jax.Array:
-    return nm_effective(w, mask)
-
-
-def _srste(w: jax.Array, mask: jax.Array, lam: float) -> jax.Array:
-    return nm_effective(srste_regularise(w, mask, lam), mask)
-
-
-# What a recipe makes of the master weight, its mask and lambda.
-_RECIPES = {"ste": _ste, "srste": _srste}
+_LOG = logging.getLogger(__name__)
 
 
 @matrix("nm")
 class NM(Matrix):
-    """`to_dense() = mask * weight`, the mask recomputed from |weight| wherever it is used.
+    """A dense master and the N:M pattern it is trained towards.
 
-    weight: (..., d_in, d_out), the dense master; all of it is trained, pruned entries included,
-    by the straight-through gradient of the recipe. `finalize` packs it.
+    `to_dense()` is the weight as it acts at the end of the schedule, `mask * weight`; `at` is the
+    weight as it acts now. All of the master is trained. `finalize` packs it.
+
+    weight: (..., d_in, d_out), the master; mask: booleans of its shape, only where the mask is not
+    a function of the present weight (a fixed, frozen or rarely updated one).
     """
 
     weight: jax.Array
-    n: int = static()
-    m: int = static()
-    axis: int = static()
-    recipe: str = static()
-    lam: float = static()
+    mask: jax.Array | None
+    config: NMConfig = static()
 
-    axes = {"weight": ("in", "out")}
+    axes = {"weight": ("in", "out"), "mask": ("in", "out")}
     dense_product = True
     EXAMPLE = Example(
-        shape=(8, 12),
-        hyper={"n": 2, "m": 4},
+        shape=(32, 12),
+        hyper={"n": 2, "m": 4, "recipe": "mdgf_exp", "total_steps": 100},
         bad=(
             {"n": 0, "m": 4},
             {"n": 5, "m": 4},
@@ -132,13 +88,14 @@ class NM(Matrix):
             {"n": 2, "m": 4, "axis": 0},
             {"n": 2, "m": 4, "recipe": "sr-ste"},
             {"n": 2, "m": 4, "lam": -1.0},
+            {"n": 2, "m": 4, "recipe": "mdgf_exp"},
         ),
     )
-    CITE = """@inproceedings{zhou2021learning,
-  title={Learning {N:M} Fine-grained Structured Sparse Neural Networks From Scratch},
-  author={Zhou, Aojun and Ma, Yukun and Zhu, Junnan and Liu, Jianbo and Zhang, Zhijie and Yuan,
-    Kun and Sun, Wenxiu and Li, Hongsheng},
-  booktitle={International Conference on Learning Representations}, year={2021}
+    CITE = """@article{bambhaniya2024progressive,
+  title={Progressive Gradient Flow for Robust {N:M} Sparsity Training in Transformers},
+  author={Bambhaniya, Abhimanyu Rajeshkumar and Yazdanbakhsh, Amir and Subramanian, Suvinay and
+    Kao, Sheng-Chun and Agrawal, Shivani and Evci, Utku and Krishna, Tushar},
+  year={2024}
 }"""
 
     @classmethod
@@ -149,8 +106,18 @@ class NM(Matrix):
         n: int,
         m: int,
         axis: int = -2,
-        recipe: Literal["ste", "srste"] = "srste",
+        block: int = 1,
+        recipe: str = "srste",
+        total_steps: int = 0,
+        dense_frac: float = 0.0,
+        finetune_frac: float = 0.1,
+        beta_total: float | None = None,
         lam: float = 2e-4,
+        grad_mode: GradMode = "ste",
+        srste_mode: SRSTEMode = "grad",
+        frames: tuple = (),
+        mask_update_every: int = 1,
+        freeze_mask_at: int | None = None,
         key: jax.Array | None = None,
     ) -> Self:
         """Makes `w` the master weight.
@@ -158,36 +125,51 @@ class NM(Matrix):
         Args:
           w: (..., d_in, d_out), floating.
           n: kept entries of every group.
-          m: group size; must divide the axis.
+          m: group size; times `block`, it must divide the axis.
           axis: -2 groups along the input, -1 along the output.
-          recipe: "ste" (gradient passed on unchanged) or "srste" (plus lam (1 - mask) w).
-          lam: weight of that term, 0 or more.
+          block: consecutive entries that are kept or pruned together.
+          recipe: one of `RECIPES`; see `NMConfig` for what follows.
+          total_steps: length of the run that `at(progress)` refers to; the training loop says it.
+          dense_frac: fraction of the steps before the pattern applies.
+          finetune_frac: fraction of the steps, at the end, with the binary target.
+          beta_total: rate of the decay times the length of its phase; None for the recipe's.
+          lam: SR-STE's pull of pruned weights towards 0.
+          grad_mode: gradient of the mask decay, "ste" or "masked".
+          srste_mode: where the pull is applied, "grad" or "decoupled".
+          frames: (start, n, m) triples of the recipe "custom".
+          mask_update_every: steps between two computations of the mask.
+          freeze_mask_at: step from which the mask stays; None for never.
           key: unused.
 
         Raises:
           ValueError: an argument is out of range, or (outside jit) `w` has a NaN.
 
         >>> NM.from_dense(jnp.ones((8, 4)), n=2, m=4).finalize()
-        NMPacked(values=float32[4, 4], index=uint8[1, 4], n=2, m=4, axis=-2)
+        NMPacked(values=float32[4, 4], index=uint8[1, 4], n=2, m=4, axis=-2, block=1)
         """
         check_dense("nm", w)
-        if recipe not in _RECIPES:
-            raise ValueError(f"nm: recipe={recipe!r}; valid: {', '.join(_RECIPES)}")
-        if not lam >= 0:
-            raise ValueError(f"nm: lam={lam} must be 0 or more")
-        NMPattern(n, m, axis).check(w.shape)
+        pattern = NMPattern(n, m, axis, block)
+        pattern.check_matrix_axis()
+        pattern.check(w.shape)
         check_scores(w)
-        return cls(w, n, m, axis, recipe, lam)
-
-    @property
-    def pattern(self) -> NMPattern:
-        """The groups."""
-        return NMPattern(self.n, self.m, self.axis)
-
-    @property
-    def mask(self) -> jax.Array:
-        """Booleans: the entries that act now."""
-        return nm_mask(jnp.abs(jax.lax.stop_gradient(self.weight)), self.pattern)
+        config = NMConfig(
+            pattern=pattern,
+            recipe=recipe,
+            total_steps=total_steps,
+            dense_frac=dense_frac,
+            finetune_frac=finetune_frac,
+            beta_total=beta_total,
+            lam=lam,
+            grad_mode=grad_mode,
+            srste_mode=srste_mode,
+            frames=tuple(tuple(frame) for frame in frames),
+            mask_update_every=mask_update_every,
+            freeze_mask_at=freeze_mask_at,
+        )
+        _warn_of_other_frames(config, w.shape[axis])
+        first = nm_frames(config, w.shape[axis])[0][1]
+        mask = nm_mask(jnp.abs(w), first) if config.keeps_mask else None
+        return cls(w, mask, config)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -196,13 +178,143 @@ class NM(Matrix):
 
     @property
     def tile(self) -> tuple[int, int]:
-        """A shard holds whole groups, so that masks need no communication."""
-        return self.pattern.tile(self.m)
+        """A shard holds whole groups of every frame, so that masks need no communication."""
+        frames = nm_frames(self.config, self.shape[self.config.pattern.axis])
+        return self.config.pattern.tile(max(p.m * p.block for _, p in frames))
+
+    def at(self, progress: jax.Array) -> Matrix:
+        """The weight as it acts at this point of the run."""
+        # Nothing to prune: not even a mask is computed.
+        if not RECIPES[self.config.recipe].prunes:
+            return Dense(self.weight)
+        return self._at_step(self._step(progress))
+
+    def advance(self, progress: jax.Array) -> Self:
+        """A stored mask computed anew where that is due; pruned weights of a fixed one at 0."""
+        if self.mask is None:
+            return self
+        step, cfg = self._step(progress), self.config
+        phase = nm_phase(cfg, step)
+        old = self.mask
+        mask = jax.lax.cond(cfg.updates_mask(step), lambda: self._fresh_mask(phase), lambda: old)
+        weight = self.weight
+        if RECIPES[cfg.recipe].fixed:
+            weight = jnp.where(mask | phase.is_dense, weight, jnp.zeros_like(weight))
+        return type(self)(weight, mask, cfg)
+
+    def support(self, progress: jax.Array) -> dict[str, jax.Array]:
+        """Of a fixed mask: the entries of the master that live on."""
+        if not RECIPES[self.config.recipe].fixed or self.mask is None:
+            return {}
+        return {"weight": self.mask | nm_phase(self.config, self._step(progress)).is_dense}
+
+    def weight_decay(self, progress: jax.Array) -> dict[str, jax.Array]:
+        """Of SR-STE's decoupled mode: lambda for the entries that are pruned now."""
+        now = self._at_step(self._step(progress))
+        pulled = jnp.where(now.mask, 0.0, _over_entries(now.lam)).astype(self.weight.dtype)
+        return {"weight": pulled} if _is_decoupled(self.config) else {}
+
+    def diagnose(
+        self, quantities: dict[str, Any], after: "NM", progress: jax.Array, later: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Means over kept and over pruned weights, and the flip rate until `after`."""
+        now, then = self._at_step(self._step(progress)), after._at_step(self._step(later))
+        values = {name: by_child["weight"] for name, by_child in quantities.items()}
+        return nm_diagnostics(then.mask, values, previous=now.mask)
 
     def to_dense(self) -> jax.Array:
-        """The masked weight, with the recipe's gradient."""
-        return _RECIPES[self.recipe](self.weight, self.mask, self.lam)
+        """The weight as it acts at the end of the schedule."""
+        return self._at_step(jnp.int32(self.config.total_steps)).to_dense()
 
     def finalize(self) -> Matrix:
-        """The kept values and their packed positions."""
-        return nm_pack(self.weight, self.mask, self.pattern)
+        """The kept values and their packed positions; the array, if nothing is to be pruned."""
+        return self._at_step(jnp.int32(self.config.total_steps)).finalize()
+
+    def _step(self, progress: jax.Array) -> jax.Array:
+        # Exact: progress is a quotient by total_steps, which is far below 2 ** 23.
+        steps = jnp.asarray(progress, jnp.float32) * self.config.total_steps
+        return jnp.round(steps).astype(jnp.int32)
+
+    def _at_step(self, step: jax.Array) -> "NMNow":
+        cfg = self.config
+        phase = nm_phase(cfg, step)
+        mask = self._fresh_mask(phase) if self.mask is None else self.mask
+        lam = jnp.where(phase.is_dense, 0.0, cfg.lam if RECIPES[cfg.recipe].pulls else 0.0)
+        # With the leading axes of a stack, so that scan and vmap can take it apart.
+        factor, lam = (jnp.broadcast_to(x, self.shape[:-2]) for x in (phase.decay, lam))
+        return NMNow(self.weight, mask, factor, lam, cfg)
+
+    def _fresh_mask(self, phase: Phase) -> jax.Array:
+        """The mask of the present weight, of the frame's pattern."""
+        scores = jnp.abs(jax.lax.stop_gradient(self.weight))
+        frames = nm_frames(self.config, self.shape[self.config.pattern.axis])
+        patterns = [pattern for _, pattern in frames]
+        if len(patterns) == 1:
+            return nm_mask(scores, patterns[0])
+        if len({p.m for p in patterns}) == 1:
+            counts = jnp.array([p.n for p in patterns], jnp.int32)
+            return nm_mask(scores, patterns[-1], counts[phase.frame])
+        masks = [functools.partial(nm_mask, pattern=pattern) for pattern in patterns]
+        return jax.lax.switch(phase.frame, masks, scores)
+
+
+# Cached so that a model of many equal layers says it once.
+@functools.cache
+def _warn_of_other_frames(config: NMConfig, length: int) -> None:
+    frames = nm_frames(config, length)
+    if frames != nm_frames(config):
+        shown = ", ".join(f"{p.n}:{p.m} from step {start}" for start, p in frames)
+        _LOG.warning("nm: %s on an axis of length %d: %s", config.recipe, length, shown)
+
+
+@matrix()
+class NMNow(Matrix):
+    """`NM` at one step of its schedule: the mask is computed once, however often it multiplies.
+
+    `to_dense()` is the weight that acts in this step, with the recipe's gradient.
+    weight, mask: (..., d_in, d_out); factor: (...), D of pruned weights; lam: (...), SR-STE's, 0
+    while dense.
+    """
+
+    weight: jax.Array
+    mask: jax.Array
+    factor: jax.Array
+    lam: jax.Array
+    config: NMConfig = static()
+
+    axes = {"weight": ("in", "out"), "mask": ("in", "out"), "factor": (), "lam": ()}
+    dense_product = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., d_in, d_out)."""
+        return self.weight.shape
+
+    def to_dense(self) -> jax.Array:
+        """The weight that acts."""
+        rule, weight = RECIPES[self.config.recipe], self.weight
+        if rule.pulls and not _is_decoupled(self.config):
+            weight = srste_regularise(weight, self.mask, _over_entries(self.lam))
+        mode = "masked" if rule.fixed else self.config.grad_mode
+        return nm_effective(weight, self.mask, _over_entries(self.factor), mode)
+
+    def finalize(self) -> Matrix:
+        """The kept values and their packed positions, by the target pattern."""
+        if not RECIPES[self.config.recipe].prunes:
+            return Dense(self.weight)
+        pattern = self.config.pattern
+        mask = nm_mask(jnp.abs(self.weight), pattern)
+        if self.config.keeps_mask:
+            # The stored one, unless it still is an earlier frame's.
+            counts = jnp.sum(group(self.mask, pattern), axis=pattern.axis)
+            mask = jnp.where(jnp.all(counts == pattern.n * pattern.block), self.mask, mask)
+        return nm_pack(self.weight, mask, pattern)
+
+
+def _over_entries(x: jax.Array) -> jax.Array:
+    """One number for each matrix of a stack, to be multiplied with its entries."""
+    return x[..., None, None]
+
+
+def _is_decoupled(config: NMConfig) -> bool:
+    return RECIPES[config.recipe].pulls and config.srste_mode == "decoupled"

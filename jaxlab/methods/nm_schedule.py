@@ -1,0 +1,335 @@
+"""When an N:M pattern closes: recipes, phases and frames as pure functions of the training step.
+
+Source: A. Bambhaniya et al., "Progressive Gradient Flow for Robust N:M Sparsity Training in
+Transformers", 2024; its predecessor S.-C. Kao et al., "Training Recipe for N:M Structured Sparsity
+with Decaying Pruning Mask", 2022. A run has three phases: dense, decay, and sparse fine-tuning.
+
+Differs from the authors' code: frames are a function of the step, so a run that is resumed inside
+a frame has its pattern; the decay counts from the end of the dense phase; every structure schedule
+ends in the target, also where m / n is no power of two; the final pattern is binary.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.core.registry import suggest
+from jaxlab.methods.nm_mask import NMPattern
+
+GradMode = Literal["ste", "masked"]
+SRSTEMode = Literal["grad", "decoupled"]
+Frames = tuple[tuple[int, NMPattern], ...]
+
+
+class Phase(NamedTuple):
+    """Where a step stands in its schedule.
+
+    Attributes:
+      frame: int32, index into `nm_frames`.
+      decay: float32 factor D of pruned weights, 1 in the dense phase and exactly 0 at the end.
+      is_dense: whether the pattern is not applied yet.
+      is_final: whether the pattern is binary and will not change any more.
+    """
+
+    frame: jax.Array
+    decay: jax.Array
+    is_dense: jax.Array
+    is_final: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class NMConfig:
+    """A pattern and the way to it; hashable, and static under jit.
+
+    Attributes:
+      pattern: the target.
+      recipe: one of `RECIPES`.
+      total_steps: length of the run; 0 where nothing is scheduled.
+      dense_frac: fraction of the steps before the pattern applies.
+      finetune_frac: fraction of the steps, at the end, with the binary target.
+      beta_total: the decay's rate times the length of its phase, so that it means the same at any
+        length of run: D ends at exp(-beta_total) or max(0, 1 - beta_total). None is 10 for the
+        exponential decay and 1 for the linear one.
+      lam: SR-STE's pull of pruned weights towards 0.
+      grad_mode: of the mask decay: "ste" passes the gradient on unchanged, as the authors' code
+        does; "masked" is the chain rule, as their text says.
+      srste_mode: "grad" adds the pull to the gradient, before the optimizer; "decoupled" applies
+        it like AdamW's decay.
+      frames: for the recipe "custom": (start as a fraction of the steps, n, m) of each frame.
+      mask_update_every: steps between two computations of the mask.
+      freeze_mask_at: step from which the mask stays; None for never.
+      include: patterns of the paths that `nm_prune` and `nm_finalize` apply it to.
+      overrides: (pattern of a path, NMPattern) pairs; the first that matches wins.
+
+    Raises:
+      ValueError: a value is out of range; the message names it and what would be legal.
+    """
+
+    pattern: NMPattern
+    recipe: str = "mdgf_exp"
+    total_steps: int = 0
+    dense_frac: float = 0.0
+    finetune_frac: float = 0.1
+    beta_total: float | None = None
+    lam: float = 2e-4
+    grad_mode: GradMode = "ste"
+    srste_mode: SRSTEMode = "grad"
+    frames: tuple[tuple[float, int, int], ...] = ()
+    mask_update_every: int = 1
+    freeze_mask_at: int | None = None
+    include: tuple[str, ...] = (".*mlp.*/kernel",)
+    overrides: tuple[tuple[str, NMPattern], ...] = ()
+
+    def __post_init__(self):
+        if self.recipe not in RECIPES:
+            raise ValueError(f"nm: recipe={self.recipe!r}; {suggest(self.recipe, RECIPES)}")
+        for name, legal in (("grad_mode", ("ste", "masked")), ("srste_mode", _SRSTE_MODES)):
+            if getattr(self, name) not in legal:
+                raise ValueError(f"nm: {name}={getattr(self, name)!r}; valid: {', '.join(legal)}")
+        for name in ("dense_frac", "finetune_frac"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"nm: {name}={getattr(self, name)} must be in [0, 1]")
+        if self.beta_total is not None and not self.beta_total > 0:
+            raise ValueError(f"nm: beta_total={self.beta_total} must be positive")
+        if not self.lam >= 0:
+            raise ValueError(f"nm: lam={self.lam} must be 0 or more")
+        _check_count("total_steps", self.total_steps, 0)
+        _check_count("mask_update_every", self.mask_update_every, 1)
+        if self.freeze_mask_at is not None:
+            _check_count("freeze_mask_at", self.freeze_mask_at, 0)
+        self._check_schedule()
+
+    def _check_schedule(self):
+        rule = RECIPES[self.recipe]
+        timed = self.dense_frac > 0 or self.mask_update_every > 1 or self.freeze_mask_at is not None
+        if (rule.scheduled or timed) and self.total_steps <= 0:
+            raise ValueError(
+                f"nm: recipe={self.recipe!r} with this schedule needs total_steps, the length of "
+                f"the run; it is {self.total_steps}"
+            )
+        if rule.has_decay_phase and self.decay_steps < 1:
+            raise ValueError(
+                f"nm: dense_frac={self.dense_frac} + finetune_frac={self.finetune_frac} leave no "
+                f"step of total_steps={self.total_steps} to {self.recipe!r}; their sum must be "
+                "below 1"
+            )
+        # Bad frames must be refused here and not inside a compiled step.
+        rule.patterns(self)
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)
+        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields if not _is_default(self, f)]
+        return f"NMConfig({', '.join(parts)})"
+
+    @property
+    def dense_steps(self) -> int:
+        """Steps before the pattern applies."""
+        return RECIPES[self.recipe].dense_steps(self)
+
+    @property
+    def final_step(self) -> int:
+        """First step with the binary target."""
+        if RECIPES[self.recipe].has_decay_phase:
+            return self.total_steps - round(self.finetune_frac * self.total_steps)
+        return self.dense_steps
+
+    @property
+    def decay_steps(self) -> int:
+        """Length of the phase in which the pattern closes."""
+        return self.final_step - self.dense_steps
+
+    @property
+    def keeps_mask(self) -> bool:
+        """Whether the mask is more than a function of the present weight, and must be stored."""
+        return (
+            RECIPES[self.recipe].fixed
+            or self.mask_update_every > 1
+            or self.freeze_mask_at is not None
+        )
+
+    def updates_mask(self, step: jax.Array) -> jax.Array:
+        """Whether a stored mask is computed anew for a step."""
+        due = step % self.mask_update_every == 0
+        if self.freeze_mask_at is not None:
+            due &= step <= self.freeze_mask_at
+        if RECIPES[self.recipe].fixed:
+            due &= step <= self.dense_steps
+        return due
+
+
+def nm_frames(cfg: NMConfig, length: int | None = None) -> Frames:
+    """The patterns of a run and the steps from which they hold.
+
+    Args:
+      cfg: the schedule.
+      length: of the axis that is grouped. Schedules that widen the groups widen them only to what
+        divides it, and repeat that frame; None assumes that everything divides.
+
+    Returns:
+      (first step, pattern) pairs in order; the last pattern is the target.
+
+    >>> cfg = NMConfig(NMPattern(1, 8), "sdgf_stepwise", 100, 0.1, 0.2)
+    >>> [(start, f"{p.n}:{p.m}") for start, p in nm_frames(cfg)]
+    [(10, '7:8'), (27, '4:8'), (45, '2:8'), (62, '1:8')]
+    """
+    return RECIPES[cfg.recipe].frames(cfg, length)
+
+
+def nm_phase(cfg: NMConfig, step: jax.Array | int) -> Phase:
+    """Where a step stands in its schedule: pure, and traceable in the step.
+
+    Args:
+      cfg: the schedule.
+      step: integers of any shape; 0 is the first step.
+
+    Returns:
+      `Phase` of arrays of the step's shape.
+
+    >>> cfg = NMConfig(NMPattern(1, 8), "mdgf_linear", 100, 0.1, 0.2)
+    >>> nm_phase(cfg, jnp.array([0, 10, 45, 80])).decay.tolist()
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    step = jnp.asarray(step, jnp.int32)
+    starts = jnp.array([start for start, _ in nm_frames(cfg)], jnp.int32)
+    frame = jnp.searchsorted(starts, step, side="right").astype(jnp.int32) - 1
+    is_dense, is_final = step < cfg.dense_steps, step >= cfg.final_step
+    rule = RECIPES[cfg.recipe]
+    beta_total = rule.beta_total if cfg.beta_total is None else cfg.beta_total
+    passed = (step - cfg.dense_steps).astype(jnp.float32) / max(cfg.decay_steps, 1)
+    decay = jnp.where(is_final, 0.0, rule.decay(beta_total * passed))
+    return Phase(
+        jnp.maximum(frame, 0), jnp.where(is_dense, 1.0, decay), is_dense, is_final & ~is_dense
+    )
+
+
+def _at_target(cfg: NMConfig) -> list[NMPattern]:
+    return [cfg.pattern]
+
+
+def _stepwise(cfg: NMConfig) -> list[NMPattern]:
+    n, m = cfg.pattern.n, cfg.pattern.m
+    halvings = math.floor(math.log2(m / n))
+    counts = [max(m - 1, n), *(m >> k for k in range(1, halvings + 1))]
+    if counts[-1] != n:
+        counts.append(n)
+    return [dataclasses.replace(cfg.pattern, n=count) for count in counts]
+
+
+def _geometric(cfg: NMConfig) -> list[NMPattern]:
+    return [_widened(cfg.pattern, k, k) for k in (8, 4, 2, 1)]
+
+
+def _densify(cfg: NMConfig) -> list[NMPattern]:
+    return [_widened(cfg.pattern, 1, k) for k in (8, 4, 2, 1)]
+
+
+def _widened(pattern: NMPattern, n_factor: int, m_factor: int) -> NMPattern:
+    while pattern.m * m_factor > _LARGEST:
+        n_factor, m_factor = max(n_factor // 2, 1), m_factor // 2
+    return dataclasses.replace(pattern, n=pattern.n * n_factor, m=pattern.m * m_factor)
+
+
+def _custom(cfg: NMConfig) -> list[NMPattern]:
+    starts = [start for start, _, _ in cfg.frames]
+    if not starts or starts != sorted(starts) or not 0 <= starts[0] <= starts[-1] <= 1:
+        raise ValueError(
+            f"nm: frames={cfg.frames} must be (start, n, m) triples, starts ascending in [0, 1]"
+        )
+    patterns = [dataclasses.replace(cfg.pattern, n=n, m=m) for _, n, m in cfg.frames]
+    if patterns[-1] != cfg.pattern:
+        last, target = patterns[-1], cfg.pattern
+        raise ValueError(
+            f"nm: frames={cfg.frames} end at {last.n}:{last.m} and must end at the target, "
+            f"{target.n}:{target.m}"
+        )
+    return patterns
+
+
+def _spread(cfg: NMConfig, length: int | None) -> Frames:
+    """The recipe's patterns over the decay phase, evenly."""
+    patterns = RECIPES[cfg.recipe].patterns(cfg)
+    starts = [cfg.dense_steps + k * cfg.decay_steps // len(patterns) for k in range(len(patterns))]
+    return tuple(zip(starts, _that_divide(patterns, length), strict=True))
+
+
+def _given(cfg: NMConfig, length: int | None) -> Frames:
+    starts = [round(start * cfg.total_steps) for start, _, _ in cfg.frames]
+    return tuple(zip(starts, _that_divide(_custom(cfg), length), strict=True))
+
+
+def _that_divide(patterns: list[NMPattern], length: int | None) -> list[NMPattern]:
+    """Patterns whose groups do not divide the axis become the next one that does."""
+    kept = []
+    for pattern in reversed(patterns):
+        fits = length is None or length % (pattern.m * pattern.block) == 0
+        kept.append(pattern if fits or not kept else kept[-1])
+    return kept[::-1]
+
+
+def _from_dense_frac(cfg: NMConfig) -> int:
+    return round(cfg.dense_frac * cfg.total_steps)
+
+
+class Recipe(NamedTuple):
+    """What distinguishes one recipe from another.
+
+    Attributes:
+      patterns: the patterns of its frames.
+      frames: the frames, with their first steps.
+      dense_steps: steps before the pattern applies.
+      decay: D as a function of beta_total times the fraction of the decay phase that has passed.
+      beta_total: its default.
+      scheduled: whether it needs the length of the run.
+      has_decay_phase: whether the pattern closes gradually.
+      pulls: whether pruned weights are pulled towards 0 (SR-STE).
+      fixed: whether the mask stays once it applies, with pruned weights at 0.
+      prunes: whether there is a pattern at all.
+    """
+
+    patterns: Callable[[NMConfig], list[NMPattern]] = _at_target
+    frames: Callable[[NMConfig, int | None], Frames] = _spread
+    dense_steps: Callable[[NMConfig], int] = _from_dense_frac
+    decay: Callable[[jax.Array], jax.Array] = jnp.zeros_like
+    beta_total: float = 1.0
+    scheduled: bool = False
+    has_decay_phase: bool = False
+    pulls: bool = False
+    fixed: bool = False
+    prunes: bool = True
+
+
+_NEVER = 2**31 - 1
+_LARGEST = 256  # entries of a group, as NMPattern has it
+_GRADUAL = Recipe(scheduled=True, has_decay_phase=True)
+RECIPES = {
+    "dense": Recipe(dense_steps=lambda cfg: _NEVER, prunes=False),
+    "one_shot": Recipe(dense_steps=lambda cfg: cfg.total_steps, scheduled=True),
+    "asp": Recipe(fixed=True),
+    "ste": Recipe(),
+    "srste": Recipe(pulls=True),
+    "mdgf_linear": _GRADUAL._replace(decay=lambda s: jnp.maximum(0.0, 1.0 - s)),
+    "mdgf_exp": _GRADUAL._replace(decay=lambda s: jnp.exp(-s), beta_total=10.0),
+    "sdgf_stepwise": _GRADUAL._replace(patterns=_stepwise),
+    "sdgf_geometric": _GRADUAL._replace(patterns=_geometric),
+    "sdgf_densify": _GRADUAL._replace(patterns=_densify),
+    "custom": Recipe(
+        patterns=_custom,
+        frames=_given,
+        dense_steps=lambda cfg: _given(cfg, None)[0][0],
+        scheduled=True,
+    ),
+}
+_SRSTE_MODES = ("grad", "decoupled")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"nm: {name}={value!r} must be a whole number, {least} or more")
+
+
+def _is_default(cfg: NMConfig, field: dataclasses.Field) -> bool:
+    return getattr(cfg, field.name) == field.default
