@@ -7,7 +7,7 @@ biases. Rotary pairs are entries i and i + H/2 of a head, as in checkpoints on H
 original code pairs 2i and 2i + 1.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class Attention(nnx.Module):
         heads: int,
         kv_heads: int,
         rope_theta: float,
+        implementation: Literal["xla", "cudnn"],
         out_init: Initializer,
         dtype: Any,
         rngs: nnx.Rngs,
@@ -35,6 +36,7 @@ class Attention(nnx.Module):
         """`out_init` draws the kernel of `out`, which ends the residual branch."""
         self.d_head = d_model // heads
         self.rope_theta = rope_theta
+        self.implementation: Literal["xla", "cudnn"] = implementation
         d_kv = kv_heads * self.d_head
         self.q, self.k, self.v = (
             _linear(d_model, d, dtype=dtype, rngs=rngs) for d in (d_model, d_kv, d_kv)
@@ -48,7 +50,8 @@ class Attention(nnx.Module):
             layer(x).reshape(*x.shape[:-1], -1, self.d_head) for layer in (self.q, self.k, self.v)
         )
         q, k = (rotary(y, positions, theta=self.rope_theta) for y in (q, k))
-        return self.out(attention(q, k, v, causal=True).reshape(x.shape))
+        y = attention(q, k, v, causal=True, implementation=self.implementation)
+        return self.out(y.reshape(x.shape))
 
 
 class SwiGLU(nnx.Module):
@@ -85,6 +88,7 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """Parameters `embed/embedding`, `layers/<i>`, `final_norm/scale`, and `head/kernel` if untied.
 
+    With `scan_layers`, `layers` is one layer whose parameters have a first axis over the depth.
     A layer has `attn_norm/scale`, `attn/{q,k,v,out}/kernel`, `mlp_norm/scale` and
     `mlp/{gate,up,down}/kernel`.
     """
@@ -103,27 +107,30 @@ class Decoder(nnx.Module):
         norm_eps: float,
         tie_embeddings: bool,
         remat: bool,
+        scan_layers: bool,
+        attention: Literal["xla", "cudnn"],
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """The arguments of `decoder`, none left to choose and all checked."""
         self.seq_len = seq_len
         self.remat = remat
+        self.scan_layers = scan_layers
         make: dict[str, Any] = {"out_init": residual_init(depth), "dtype": dtype, "rngs": rngs}
         attn: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "rope_theta": rope_theta}
+        attn["implementation"] = attention
         self.embed = Embed(vocab_size, d_model, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List(
-            [
-                Layer(
-                    Attention(d_model, **attn, **make),
-                    SwiGLU(d_model, d_mlp, **make),
-                    d_model=d_model,
-                    eps=norm_eps,
-                    rngs=rngs,
-                )
-                for _ in range(depth)
-            ]
-        )
+        layers = [
+            Layer(
+                Attention(d_model, **attn, **make),
+                SwiGLU(d_model, d_mlp, **make),
+                d_model=d_model,
+                eps=norm_eps,
+                rngs=rngs,
+            )
+            for _ in range(depth)
+        ]
+        self.layers = _stacked(layers) if scan_layers else nnx.List(layers)
         self.final_norm = nnx.RMSNorm(d_model, epsilon=norm_eps, rngs=rngs)
         self.head = None if tie_embeddings else _linear(d_model, vocab_size, dtype=dtype, rngs=rngs)
 
@@ -138,13 +145,20 @@ class Decoder(nnx.Module):
                 f"decoder: {tokens.shape[1]} tokens are more than seq_len={self.seq_len}; "
                 f"nearest: {self.seq_len}"
             )
-        apply = nnx.remat(_apply) if self.remat else _apply
-        x = self.embed(tokens)
-        for layer in self.layers:
-            x = apply(layer, x)
+        x = self._through_layers(self.embed(tokens))
         x = normalize(self.final_norm, x)
         logits = self.embed.attend(x) if self.head is None else self.head(x)
         return logits.astype(jnp.float32)
+
+    def _through_layers(self, x: jax.Array) -> jax.Array:
+        apply = nnx.remat(_apply) if self.remat else _apply
+        if not isinstance(self.layers, Layer):
+            for layer in self.layers:
+                x = apply(layer, x)
+            return x
+        graph, stack = nnx.split(self.layers)
+        x, _ = jax.lax.scan(lambda x, layer: (apply(nnx.merge(graph, layer), x), None), x, stack)
+        return x
 
 
 def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10000.0) -> jax.Array:
@@ -188,6 +202,8 @@ def decoder(
     norm_eps: float = 1e-5,
     tie_embeddings: bool = False,
     remat: bool = False,
+    scan_layers: bool = False,
+    attention: Literal["xla", "cudnn"] = "xla",
     dtype: str = "float32",
 ) -> Decoder:
     """A decoder-only language model with Llama's layout.
@@ -206,6 +222,9 @@ def decoder(
       norm_eps: what RMSNorm adds to the mean square.
       tie_embeddings: whether the embedding serves as head.
       remat: whether gradients recompute each layer instead of keeping its activations.
+      scan_layers: whether the layers are one stack that is scanned: `layers/attn/q/kernel` of shape
+        (depth, d_model, d_model), and so on. Compiles as fast as one layer, whatever the depth.
+      attention: "xla", or "cudnn" for the fused kernel of recent NVIDIA GPUs, in bfloat16.
       dtype: of the activations, "float32" or "bfloat16".
 
     Raises:
@@ -222,6 +241,9 @@ def decoder(
     check_positive("decoder", d_mlp=d_mlp, rope_theta=rope_theta, norm_eps=norm_eps)
     if d_model % 2:
         raise ValueError(f"decoder: d_model={d_model} must be even; nearest: {d_model + 1}")
+    activations = compute_dtype("decoder", dtype)
+    if attention != "xla" and activations != jnp.bfloat16:
+        raise ValueError(f"decoder: attention={attention!r} needs dtype='bfloat16', not {dtype!r}")
     check_divides("decoder", "heads", heads, d_model // 2, f"half of d_model={d_model}")
     check_divides("decoder", "kv_heads", kv_heads, heads, f"heads={heads}")
     return Decoder(
@@ -236,13 +258,22 @@ def decoder(
         norm_eps=norm_eps,
         tie_embeddings=tie_embeddings,
         remat=remat,
-        dtype=compute_dtype("decoder", dtype),
+        scan_layers=scan_layers,
+        attention=attention,
+        dtype=activations,
         rngs=rngs,
     )
 
 
 def _linear(d_in: int, d_out: int, **kwargs: Any) -> Linear:
     return Linear(d_in, d_out, use_bias=False, **kwargs)
+
+
+def _stacked(layers: list[Layer]) -> Layer:
+    """One layer whose parameters are those of all layers, along a new first axis."""
+    states = [nnx.state(layer) for layer in layers]
+    graph, _ = nnx.split(layers[0])
+    return nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
 
 def _apply(layer: Layer, x: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ with `get_value()`, which hands back whatever `nnx.merge` put there.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +182,14 @@ def normalize(norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool,
+    implementation: Literal["xla", "cudnn"] = "xla",
+) -> jax.Array:
     """Softmax attention, with queries in groups that share a key and a value head.
 
     Args:
@@ -190,14 +197,20 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.
       k: (B, S, K, H), where K divides N.
       v: (B, S, K, H).
       causal: whether position t sees positions up to t only.
+      implementation: "xla" computes in float32, anywhere; "cudnn" is the fused kernel of recent
+        NVIDIA GPUs, for bfloat16 and float16 only.
 
     Returns:
-      (B, T, N, H), of q's dtype; computed in float32.
+      (B, T, N, H), of q's dtype.
 
     >>> q, kv = jnp.ones((1, 5, 4, 8)), jnp.ones((1, 5, 2, 8))
     >>> attention(q, kv, kv, causal=True).shape
     (1, 5, 4, 8)
     """
+    if implementation != "xla":
+        return jax.nn.dot_product_attention(
+            q, k, v, is_causal=causal, implementation=implementation
+        )
     # bfloat16 operands with float32 logits have no gradient under strict promotion: the transpose
     # of such a product mixes the two. Casting first is exact and stays differentiable.
     wide = (x.astype(jnp.float32) for x in (q, k, v))
