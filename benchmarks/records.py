@@ -12,10 +12,18 @@ import jax
 RESULTS = Path(__file__).parent / "results"
 
 
-def store(name: str, result: dict[str, Any]) -> Path:
-    """Writes a result beside those of other devices; returns the file."""
-    device = jax.devices()[0].device_kind.replace(" ", "-")
-    path = RESULTS / f"{name}-{device}.json"
+def load(name: str, folder: str = "") -> dict[str, Any] | None:
+    """What was stored of a benchmark on this device, or None; looks into `folder` first."""
+    for path in (_path(name, folder), _path(name, "")):
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))["result"]
+    return None
+
+
+def store(name: str, result: dict[str, Any], folder: str = "") -> Path:
+    """Writes a result beside those of other devices, whole or not at all; returns the file."""
+    path = _path(name, folder)
+    device = path.stem.removeprefix(f"{name}-")
     record = {
         "benchmark": name,
         "device": device,
@@ -26,6 +34,13 @@ def store(name: str, result: dict[str, Any]) -> Path:
         "result": result,
     }
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"stored {path.relative_to(RESULTS.parents[1])}")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    print(f"stored {path.name}")
     return path
+
+
+def _path(name: str, folder: str) -> Path:
+    device = jax.devices()[0].device_kind.replace(" ", "-")
+    return (Path(folder) if folder else RESULTS) / f"{name}-{device}.json"
