@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from nm_language_model import Cell, experiment_of
 from records import store
+from sweep import config_of
 
 from jaxlab.training.experiment import Experiment
 from jaxlab.training.loop import stream
@@ -33,7 +33,9 @@ PROGRAMS = [("dense", "")] + [(r, p) for p in FLOORS for r in ("srste", "mdgf_ex
 
 def compiled(recipe: str, pattern: str) -> tuple[Any, Any]:
     """A launch of several steps, and the state that it begins with."""
-    config = experiment_of(Cell(pattern or "2:4", recipe, 1)).config
+    n, m = (pattern or "2:4").split(":")
+    chosen = config_of("nm_python_source", f"size=large,recipe={recipe},n={n},m={m}")
+    config = chosen.to_dict() | {"matmul_precision": "default"}
     model = {**config["model"], "depth": _DEPTH.value, "attention": _ATTENTION.value}
     model["dtype"] = _DTYPE.value
     rules = config["compress"] if pattern else {}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxlab
 from jaxlab.core.match import leaf_paths
 from jaxlab.models.decoder import decoder, rotary
 
@@ -166,3 +167,42 @@ def test_kernels_that_end_a_branch_start_smaller():
 def test_default_width_of_the_feed_forward_layers():
     _, params = split(d_mlp=None)
     assert params["layers"][0]["mlp"]["up"]["kernel"].shape == (D, 64)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_layers_are_the_layers_one_after_another(remat):
+    graphdef, params = split(depth=2)
+    scanned, _ = split(depth=2, scan_layers=True, remat=remat)
+    layers = [params["layers"][i] for i in range(2)]
+    stacked = {**params, "layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+    rule = [(r"layers/.*mlp/.*/kernel", "nm", {"n": 1, "m": 4, "recipe": "ste"})]
+    tokens = jnp.arange(T)[None]
+
+    def loss(graphdef, params):
+        return jnp.sum(jnp.sin(nnx.merge(graphdef, jaxlab.compress(params, rule))(tokens)))
+
+    one, many = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, g)), compiler_options=QUICK)(p)
+        for g, p in ((scanned, stacked), (graphdef, params))
+    )
+    np.testing.assert_allclose(one[0], many[0], rtol=1e-5)
+    for path, g in leaf_paths(one[1]["layers"]).items():
+        expected = jnp.stack([leaf_paths(many[1]["layers"][i])[path] for i in range(2)])
+        np.testing.assert_allclose(g, expected, atol=1e-4, err_msg=path)
+
+
+def test_scanned_layers_start_as_the_others_do():
+    def init(scan_layers):
+        arguments = {"d_model": D, "depth": 2, "heads": 2, "scan_layers": scan_layers}
+        model = decoder(vocab_size=V, seq_len=T, rngs=nnx.Rngs(0), **arguments)
+        return nnx.to_pure_dict(nnx.state(model))
+
+    stack, layers = (jax.jit(functools.partial(init, s), compiler_options=QUICK)() for s in (1, 0))
+    for i in range(2):
+        for path, x in leaf_paths(layers["layers"][i]).items():
+            np.testing.assert_array_equal(leaf_paths(stack["layers"])[path][i], x, err_msg=path)
+
+
+def test_cudnn_attention_needs_bfloat16():
+    with pytest.raises(ValueError, match="attention='cudnn' needs dtype='bfloat16'"):
+        decoder(vocab_size=V, seq_len=T, attention="cudnn", rngs=nnx.Rngs(0))
