@@ -1,6 +1,7 @@
 """The runs behind docs/claims.md: a config and its dense baseline over several seeds.
 
     python benchmarks/claims.py --config=configs/digits_vit.py --seeds=5
+    python benchmarks/claims.py --config=configs/nm_digits.py --seeds=4 --baseline=recipe=dense
 
 Every run goes into its own folder below --runs and is skipped once it is finished, so the command
 can be stopped and started again. The figures go to benchmarks/results/, from where
@@ -19,6 +20,7 @@ from records import store
 _CONFIG = flags.DEFINE_string("config", "configs/digits_vit.py", "The experiment.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each variant.")
 _RUNS = flags.DEFINE_string("runs", "runs/claims", "Folder of the run folders.")
+_BASELINE = flags.DEFINE_string("baseline", "dense", "The config's argument for its baseline.")
 _AT_ONCE = flags.DEFINE_integer("at_once", 1, "Runs at the same time; more than 1 spoils speeds.")
 _SETTINGS = flags.DEFINE_list("settings", [], "Settings that differ from the file's: name=value.")
 ROOT = Path(__file__).parents[1]
@@ -31,7 +33,7 @@ def start(variant: str, seed: int) -> tuple[Path, subprocess.Popen | None]:
     folder = ROOT / _RUNS.value / f"{name}-{seed}"
     if (folder / "summary.json").exists():
         return folder, None
-    argument = ",".join(filter(None, (variant, f"seed={seed}")))
+    argument = ",".join(filter(None, (variant and _BASELINE.value, f"seed={seed}")))
     command = [
         sys.executable,
         "train.py",

@@ -105,6 +105,14 @@ class NMConfig:
 
     def _check_schedule(self):
         rule = RECIPES[self.recipe]
+        ignored = {
+            "beta_total": self.beta_total is not None and rule.beta_total is None,
+            "frames": bool(self.frames) and rule.patterns is not _custom,
+            "srste_mode": self.srste_mode != "grad" and not rule.pulls,
+        }
+        for name in (name for name, is_ignored in ignored.items() if is_ignored):
+            value = getattr(self, name)
+            raise ValueError(f"nm: {name}={value!r} means nothing to recipe={self.recipe!r}")
         timed = self.dense_frac > 0 or self.mask_update_every > 1 or self.freeze_mask_at is not None
         if (rule.scheduled or timed) and self.total_steps <= 0:
             raise ValueError(
@@ -198,7 +206,7 @@ def nm_phase(cfg: NMConfig, step: jax.Array | int) -> Phase:
     frame = jnp.searchsorted(starts, step, side="right").astype(jnp.int32) - 1
     is_dense, is_final = step < cfg.dense_steps, step >= cfg.final_step
     rule = RECIPES[cfg.recipe]
-    beta_total = rule.beta_total if cfg.beta_total is None else cfg.beta_total
+    beta_total = cfg.beta_total or rule.beta_total or 0.0
     passed = (step - cfg.dense_steps).astype(jnp.float32) / max(cfg.decay_steps, 1)
     decay = jnp.where(is_final, 0.0, rule.decay(beta_total * passed))
     return Phase(
@@ -282,7 +290,7 @@ class Recipe(NamedTuple):
       frames: the frames, with their first steps.
       dense_steps: steps before the pattern applies.
       decay: D as a function of beta_total times the fraction of the decay phase that has passed.
-      beta_total: its default.
+      beta_total: its default, None where there is no such rate.
       scheduled: whether it needs the length of the run.
       has_decay_phase: whether the pattern closes gradually.
       pulls: whether pruned weights are pulled towards 0 (SR-STE).
@@ -294,7 +302,7 @@ class Recipe(NamedTuple):
     frames: Callable[[NMConfig, int | None], Frames] = _spread
     dense_steps: Callable[[NMConfig], int] = _from_dense_frac
     decay: Callable[[jax.Array], jax.Array] = jnp.zeros_like
-    beta_total: float = 1.0
+    beta_total: float | None = None
     scheduled: bool = False
     has_decay_phase: bool = False
     pulls: bool = False
@@ -311,7 +319,7 @@ RECIPES = {
     "asp": Recipe(fixed=True),
     "ste": Recipe(),
     "srste": Recipe(pulls=True),
-    "mdgf_linear": _GRADUAL._replace(decay=lambda s: jnp.maximum(0.0, 1.0 - s)),
+    "mdgf_linear": _GRADUAL._replace(decay=lambda s: jnp.maximum(0.0, 1.0 - s), beta_total=1.0),
     "mdgf_exp": _GRADUAL._replace(decay=lambda s: jnp.exp(-s), beta_total=10.0),
     "sdgf_stepwise": _GRADUAL._replace(patterns=_stepwise),
     "sdgf_geometric": _GRADUAL._replace(patterns=_geometric),

@@ -14,10 +14,8 @@ CUSTOM = ((0.1, 4, 8), (0.5, 1, 8))
 
 
 def config(recipe, n=1, m=8, total_steps=100, dense_frac=0.1, finetune_frac=0.2, **more):
-    frames = CUSTOM if recipe == "custom" else ()
-    return NMConfig(
-        NMPattern(n, m), recipe, total_steps, dense_frac, finetune_frac, frames=frames, **more
-    )
+    more = {"frames": CUSTOM if recipe == "custom" else (), **more}
+    return NMConfig(NMPattern(n, m), recipe, total_steps, dense_frac, finetune_frac, **more)
 
 
 def shown(cfg, length=None):
@@ -114,6 +112,9 @@ def test_a_config_is_hashable_and_shows_what_differs():
         ({"total_steps": -5}, "total_steps=-5"),
         ({"recipe": "ste", "total_steps": 0}, "needs total_steps"),
         ({"recipe": "one_shot", "total_steps": 0, "dense_frac": 0.0}, "needs total_steps"),
+        ({"recipe": "ste", "beta_total": 5.0}, "beta_total=5.0 means nothing to recipe='ste'"),
+        ({"frames": CUSTOM}, "frames=.* means nothing to recipe='mdgf_exp'"),
+        ({"srste_mode": "decoupled"}, "srste_mode='decoupled' means nothing"),
         ({"lam": float("nan")}, "lam=nan"),
         ({"grad_mode": "identity"}, "valid: ste, masked"),
         ({"srste_mode": "adam"}, "valid: grad, decoupled"),
