@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> Config:
     c = base_config(
         __file__, arg, recipe="mdgf_exp", n=1, m=32, beta_total=0.0, lam=2e-4, size="small"
     )
-    size = _SIZES[c.size]
+    size = _SIZES["small" if c.smoke else c.size]
     c.steps = 20 if c.smoke else size["steps"]
     c.batch_size = 16
     c.task.name = "language_model"

@@ -101,6 +101,8 @@ class _Walk:
         return leaf
 
     def _make(self, path: str, leaf: Any, method: str, hyper: dict[str, Any]) -> Matrix:
+        if is_matrix(leaf) and leaf.is_array:
+            leaf = leaf.to_dense()
         if is_matrix(leaf):
             raise ValueError(
                 f"compress: {path!r} is already a {type(leaf).__name__}; match one of its factors "

@@ -78,13 +78,14 @@ def diagnose(
     """
     then, found = matrices(after), {}
     for path, w in matrices(before).items():
+        below = {c: f"{path}/{c}" if path else c for c in w.axes}
         own = {
-            name: {c: values[f"{path}/{c}"] for c in w.axes if f"{path}/{c}" in values}
+            name: {c: values[p] for c, p in below.items() if p in values}
             for name, values in quantities.items()
         }
         present = {name: children for name, children in own.items() if children}
         scalars = w.diagnose(present, then[path], progress, later)
-        found |= {f"{path}/{name}": value for name, value in scalars.items()}
+        found |= {f"{path}/{name}".lstrip("/"): value for name, value in scalars.items()}
     return found
 
 

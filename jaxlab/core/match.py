@@ -6,7 +6,7 @@ match wins.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -29,6 +29,17 @@ def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {path_str(path): leaf for path, leaf in leaves}
+
+
+def owner_path(path: str, known: Container[str]) -> str | None:
+    """The longest path in `known` that a path ends in: whose an optimizer's array is.
+
+    >>> owner_path("0/mu/enc/up/kernel", {"up/kernel", "enc/up/kernel"})
+    'enc/up/kernel'
+    """
+    parts = path.split("/")
+    suffixes = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((suffix for suffix in suffixes if suffix in known), None)
 
 
 def first_match(

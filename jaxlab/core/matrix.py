@@ -54,6 +54,7 @@ class Matrix:
       frozen: names of floating children that are never trained.
       axes: for each child, what its trailing axes run along ("in", "out" or None). The sharding of
         a child follows from it and from the sharding of the dense matrix.
+      is_array: whether it is nothing but its dense array, which rules may then replace.
       dense_product: whether `x @ W` is the product with `to_dense()`, so that a convolution may
         convolve with that instead of multiplying patches.
       CITE: BibTeX of the method's source.
@@ -64,6 +65,7 @@ class Matrix:
     factors: ClassVar[tuple[str, ...]] = ()
     frozen: ClassVar[tuple[str, ...]] = ()
     axes: ClassVar[dict[str, tuple[str | None, ...]]] = {}
+    is_array: ClassVar[bool] = False
     dense_product: ClassVar[bool] = False
     CITE: ClassVar[str] = ""
     EXAMPLE: ClassVar[Example]

@@ -14,6 +14,7 @@ class Dense(Matrix):
     array: jax.Array
 
     axes = {"array": ("in", "out")}
+    is_array = True
     dense_product = True
     EXAMPLE = Example(shape=(8, 12), hyper={})
 

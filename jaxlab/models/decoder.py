@@ -244,6 +244,11 @@ def decoder(
     activations = compute_dtype("decoder", dtype)
     if attention != "xla" and activations != jnp.bfloat16:
         raise ValueError(f"decoder: attention={attention!r} needs dtype='bfloat16', not {dtype!r}")
+    if attention != "xla" and jax.default_backend() != "gpu":
+        raise ValueError(
+            f"decoder: attention={attention!r} needs an NVIDIA GPU, and this is a "
+            f"{jax.default_backend()}; nearest: 'xla'"
+        )
     check_divides("decoder", "heads", heads, d_model // 2, f"half of d_model={d_model}")
     check_divides("decoder", "kv_heads", kv_heads, heads, f"heads={heads}")
     return Decoder(

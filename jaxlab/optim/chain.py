@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab.core import registry
-from jaxlab.core.match import first_match, leaf_paths, path_str
+from jaxlab.core.match import first_match, leaf_paths, owner_path, path_str
 
 Factors = Sequence[tuple[str, float]]
 
@@ -126,21 +126,21 @@ def add_decoupled_decay() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def hold_moments(opt: Any, supports: Mapping[str, jax.Array]) -> Any:
+def hold_moments(opt: Any, supports: Mapping[str, jax.Array], params: Any) -> Any:
     """An optimizer state whose arrays of some parameters are 0 outside those parameters' support.
 
     Args:
       opt: the state; an array belongs to the parameter whose path its own ends in.
       supports: booleans by path of a parameter.
+      params: all parameters that are trained.
     """
+    paths = leaf_paths(params)
 
     def hold(key_path, x):
-        parts = path_str(key_path).split("/")
-        for start in range(len(parts)):
-            alive = supports.get("/".join(parts[start:]))
-            if alive is not None and alive.shape == x.shape:
-                return jnp.where(alive, x, jnp.zeros_like(x))
-        return x
+        alive = supports.get(owner_path(path_str(key_path), paths) or "")
+        if alive is None or alive.shape != x.shape:
+            return x
+        return jnp.where(alive, x, jnp.zeros_like(x))
 
     return jax.tree_util.tree_map_with_path(hold, opt) if supports else opt
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core.lifecycle import at, diagnose
-from jaxlab.core.match import leaf_paths
+from jaxlab.core.match import leaf_paths, owner_path
 from jaxlab.core.trainable import combine
 from jaxlab.training.state import TrainState
 
@@ -75,7 +75,7 @@ def _moments(opt: Any, name: str, like: dict[str, Any]) -> dict[str, jax.Array]:
     """The optimizer's arrays called `name`, by path of the parameter they belong to."""
     found = {}
     for path, leaf in leaf_paths(opt).items():
-        _, _, parameter = path.partition(f"/{name}/")
-        if parameter in like:
+        parameter = owner_path(path, like)
+        if parameter and path.removesuffix(parameter).endswith(f"/{name}/"):
             found[parameter] = leaf
     return found

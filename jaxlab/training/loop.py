@@ -90,7 +90,8 @@ def make_train_step(
         later = (state.step + 1) / steps
         params = advance(combine(trainable, state.frozen), later)
         trainable, frozen = partition_like(params, trainable)
-        opt = hold_moments(opt, supports(params, later))
+        frozen = jax.tree.map(_as_it_was, state.frozen, frozen)
+        opt = hold_moments(opt, supports(params, later), trainable)
         if diagnostics:
             metrics |= step_diagnostics(state.params, params, grads, opt, progress, later)
         average = state.ema
@@ -127,6 +128,11 @@ def compile_step(step: StepFn, shardings: Any, counter: list[int] | None = None)
         return step(state, batch)
 
     return jax.jit(counted, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _as_it_was(before: jax.Array, after: jax.Array) -> jax.Array:
+    """What is not trained: numbers that a freeze pattern holds stay, masks and ranges move on."""
+    return before if jnp.issubdtype(before.dtype, jnp.floating) else after
 
 
 def _mean_over_parts(gradients: Any, batch: Any, key: jax.Array, parts: int) -> Any:

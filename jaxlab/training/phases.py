@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxlab.core import compress as core_compress
 from jaxlab.core import registry
 from jaxlab.core.calibration import compress_calibrated
+from jaxlab.core.lifecycle import at
 from jaxlab.core.match import first_match, leaf_paths, path_str
 from jaxlab.core.matrix import is_matrix, to_dense
 
@@ -24,11 +26,13 @@ class Surroundings(NamedTuple):
 
     Attributes:
       steps: length of the run.
+      start: the step before which the phase is applied.
       loss: (params, batch) -> scalar, the task's loss.
       batch: step -> the training batch of that step, on its devices.
     """
 
     steps: int
+    start: int
     loss: Callable[[Any, Any], jax.Array]
     batch: Callable[[int], Any]
 
@@ -69,15 +73,22 @@ def compress(
             )
     rules = [(pattern, method, dict(hyper)) for pattern, method, hyper in rules]
 
+    # Without a step there is still a schedule, of which only the end is seen.
+    steps = max(run.steps, 1)
+    progress = jnp.float32(run.start / steps)
+
     def offered(path: str) -> dict[str, Any]:
-        return {"total_steps": run.steps}
+        return {"total_steps": steps, "first_step": run.start}
+
+    def loss_fn(params, batch):
+        return run.loss(at(params, progress), batch)
 
     def transform(params, opt, key):
         if not batches:
             return core_compress.compress(params, rules, key=key, offered=offered), None
         data = [run.batch(step) for step in range(batches)]
         how: dict[str, Any] = {"sequential": sequential, "key": key, "offered": offered}
-        return compress_calibrated(run.loss, params, rules, data, **how), None
+        return compress_calibrated(loss_fn, params, rules, data, **how), None
 
     return transform
 
@@ -116,13 +127,15 @@ def make_phases(config: Mapping[str, Any], run: Surroundings) -> list[Phase]:
     phases = []
     for label, section in sections:
         arguments = dict(section)
-        at = arguments.pop("at", None)
-        if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at <= 1:
+        when = arguments.pop("at", None)
+        if isinstance(when, bool) or not isinstance(when, int | float) or not 0 <= when <= 1:
             raise ValueError(
-                f"phases: {label}.at={at!r} must be a fraction of the steps, in [0, 1]"
+                f"phases: {label}.at={when!r} must be a fraction of the steps, in [0, 1]"
             )
+        start = round(when * config["steps"])
+        run = run._replace(start=start)
         transform = registry.build("phase", arguments, offered={"run": run})
-        phases.append(Phase(label, round(at * config["steps"]), transform))
+        phases.append(Phase(label, start, transform))
     return sorted(phases, key=lambda phase: phase.step)
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlab.core.match import first_match, leaf_paths, path_str
+from jaxlab.core.match import first_match, leaf_paths, owner_path, path_str
 from jaxlab.core.matrix import Matrix, is_matrix
 
 # (pattern of a parameter's path, mesh axis or None for each axis of its dense array)
@@ -87,12 +87,10 @@ def state_shardings(state: Any, specs: Any, mesh: Mesh) -> Any:
     shape_of = {path: leaf.shape for path, leaf in leaf_paths(state.params).items()}
 
     def sharding(key_path, leaf):
-        parts = path_str(key_path).split("/")
-        for start in range(len(parts)):
-            path = "/".join(parts[start:])
-            if shape_of.get(path) == leaf.shape:
-                return NamedSharding(mesh, spec_of[path])
-        return NamedSharding(mesh, PartitionSpec())
+        path = owner_path(path_str(key_path), shape_of)
+        if path is None or shape_of[path] != leaf.shape:
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, spec_of[path])
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlab.core.lifecycle import matrices
 from jaxlab.core.match import leaf_paths, path_str
-from jaxlab.core.matrix import is_matrix
 from jaxlab.core.trainable import combine, partition, trainable_mask
 from jaxlab.optim.chain import with_schedule_of
 
@@ -98,12 +98,11 @@ def _masters(params: Any) -> dict[str, str]:
     A matrix has a dense master if exactly one child runs along both axes, in the dense shape.
     """
     masters = {}
-    for path, w in leaf_paths(params, is_leaf=is_matrix).items():
-        if is_matrix(w):
-            children = {n: getattr(w, n) for n, axes in w.axes.items() if axes == ("in", "out")}
-            full = [n for n, x in children.items() if _is_floating(x)]
-            if len(full) == 1 and children[full[0]].shape == w.shape:
-                masters[f"{path}/{full[0]}"] = path
+    for path, w in matrices(params).items():
+        children = {n: getattr(w, n) for n, axes in w.axes.items() if axes == ("in", "out")}
+        full = [n for n, x in children.items() if _is_floating(x)]
+        if len(full) == 1 and children[full[0]].shape == w.shape:
+            masters[f"{path}/{full[0]}"] = path
     return masters
 
 

@@ -10,8 +10,8 @@ from jaxlab.core import registry
 from jaxlab.core.calibration import collect_grams, compress_calibrated
 from jaxlab.core.gram import Gram
 from jaxlab.core.matrix import Matrix, matrix
-from jaxlab.methods.nm_mask import NMPattern
-from jaxlab.methods.nm_oneshot import nm_one_shot
+from jaxlab.methods.nm.mask import NMPattern
+from jaxlab.methods.nm.oneshot import nm_one_shot
 
 
 @matrix()

@@ -10,6 +10,7 @@ import pytest
 
 import jaxlab
 from jaxlab.core.lifecycle import diagnose, matrices, supports, weight_decays
+from jaxlab.core.match import leaf_paths
 from jaxlab.optim.chain import add_decoupled_decay, hold_moments
 
 NESTED = [
@@ -65,11 +66,12 @@ def test_moments_are_held_by_path_and_shape():
     params = {"a": {"w": jnp.ones((2, 2))}, "b": {"a": {"w": jnp.ones((2, 2))}}}
     opt = jax.tree.map(lambda x: x + 1, optax.adam(1.0).init(params))
     alive = jnp.array([[True, False], [False, True]])
-    held = hold_moments(opt, {"b/a/w": alive})
-    for moment in (held[0].mu, held[0].nu):
-        np.testing.assert_array_equal(moment["b"]["a"]["w"], alive)
-        np.testing.assert_array_equal(moment["a"]["w"], jnp.ones((2, 2)))
-    assert hold_moments(opt, {}) is opt
+    for path, other in (("b/a/w", "a/w"), ("a/w", "b/a/w")):  # the one path ends in the other
+        held = hold_moments(opt, {path: alive}, params)
+        for moment in (held[0].mu, held[0].nu):
+            np.testing.assert_array_equal(leaf_paths(moment)[path], alive)
+            np.testing.assert_array_equal(leaf_paths(moment)[other], jnp.ones((2, 2)))
+    assert hold_moments(opt, {}, params) is opt
 
 
 def test_diagnostics_carry_the_path(tree):
@@ -80,4 +82,6 @@ def test_diagnostics_carry_the_path(tree):
     assert found["up/u/grad_abs_kept"] == found["up/u/grad_abs_pruned"] == 1
     assert found["up/u/flip_rate"] == 0
     assert "up/v/flip_rate" in found
+    root = diagnose(tree["up"].v, tree["up"].v, {"nu": {"weight": jnp.ones((8, 12))}}, 0.1, 0.2)
+    assert root["nu_kept"] == 1
     assert "up/v/grad_abs_kept" not in found

@@ -62,7 +62,6 @@ def last_state(run):
     [
         {"recipe": "sdgf_geometric", "finetune_frac": 0.0},
         {"recipe": "asp", "dense_frac": 0.375},
-        {"recipe": "mdgf_exp", "mask_update_every": 3},
     ],
     ids=lambda rule: rule["recipe"],
 )
@@ -154,3 +153,39 @@ def test_one_shot_with_calibration_at_the_end(tmp_path):
 def test_scores_without_calibration_are_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match=r"layers/0/kernel.*scores='wanda'.*calibrate\.batches"):
         run_of(tmp_path, {"name": "nm_packed", "scores": "wanda"})
+
+
+def test_a_frozen_kernel_is_not_written_to(tmp_path):
+    run, _ = run_of(tmp_path, {"recipe": "asp", "dense_frac": 0.25}, freeze=("layers/0/kernel",))
+    kernel = last_state(run).params["layers"][0]["kernel"]
+    start = jax.jit(run.experiment.task.init)(jax.random.key(0))["layers"][0]["kernel"]
+    np.testing.assert_array_equal(kernel.weight, start)
+
+
+def test_the_table_of_a_scheduled_rule_needs_no_step(tmp_path):
+    c = base_config("tiny.py")
+    c.task.name, c.data.name, c.model.name = "classify", "digits", "mlp"
+    c.compress.first = {"path": "layers/0/kernel", "name": "nm", "n": 1, "m": 8}
+    c.compress.first.recipe = "sdgf_stepwise"
+    assert "NMPacked" in str(Experiment(c.to_dict()).table_after)
+
+
+def test_a_model_trained_by_a_dense_recipe_can_be_pruned(tmp_path):
+    run_of(tmp_path / "dense", {"recipe": "dense"})
+    rule = {"name": "nm_packed"}
+    _, summary = run_of(tmp_path / "pruned", rule, init=str(tmp_path / "dense"), steps=0)
+    assert summary["methods"] == ["nm_packed"]
+
+
+def test_the_optimizer_goes_on_when_a_factor_becomes_sparse(tmp_path):
+    sparse = (("layers/0/kernel/u", "nm", {"n": 1, "m": 8}),)
+    rule = {"name": "low_rank", "rank": 4}
+    run, _ = run_of(
+        tmp_path,
+        None,
+        compress={"first": {"path": "layers/0/kernel", **rule}},
+        phases={"late": {"at": 0.5, "name": "compress", "rules": sparse}},
+    )
+    assert "layers/0/kernel/u/weight" in leaf_paths(run.experiment.structures[-1].trainable)
+    counts = [int(x) for p, x in leaf_paths(last_state(run).opt).items() if p.endswith("count")]
+    assert set(counts) == {8}

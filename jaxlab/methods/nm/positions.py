@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxlab.methods.nm_mask import NMPattern
+from jaxlab.methods.nm.mask import NMPattern
 
 # Beyond this many kept blocks of a group, one select for each costs more than a gather or scatter;
 # most of all in the backward pass, where each select becomes a sum.

@@ -18,8 +18,8 @@ from jaxlab.core.compress import Rule
 from jaxlab.core.gram import Gram
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
-from jaxlab.methods.nm_mask import NMPattern, check_scores, group
-from jaxlab.methods.nm_oneshot import check_gram, wanda_scores
+from jaxlab.methods.nm.mask import NMPattern, check_scores, group
+from jaxlab.methods.nm.oneshot import check_gram, wanda_scores
 
 
 def nm_layerwise(

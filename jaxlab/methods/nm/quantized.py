@@ -15,10 +15,10 @@ from jax.core import Tracer
 
 from jaxlab.core.gram import Gram
 from jaxlab.core.matrix import Example, accumulator, check_dense, matrix, static
-from jaxlab.methods.nm_mask import NMPattern
-from jaxlab.methods.nm_oneshot import nm_one_shot
-from jaxlab.methods.nm_positions import keep, pack_bits, spread, unpack_bits
-from jaxlab.methods.nm_product import PackedMatrix
+from jaxlab.methods.nm.mask import NMPattern
+from jaxlab.methods.nm.oneshot import nm_one_shot
+from jaxlab.methods.nm.positions import keep, pack_bits, spread, unpack_bits
+from jaxlab.methods.nm.product import PackedMatrix
 
 
 class _Integers(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxlab.core.gram import Gram, gram_init, gram_update
-from jaxlab.methods.nm_mask import NMPattern, nm_mask
-from jaxlab.methods.nm_oneshot import nm_one_shot, sparsegpt_prune, wanda_scores
+from jaxlab.methods.nm.mask import NMPattern, nm_mask
+from jaxlab.methods.nm.oneshot import nm_one_shot, sparsegpt_prune, wanda_scores
 
 
 def sparsegpt_by_columns(w, h, n, m, damp=0.01):

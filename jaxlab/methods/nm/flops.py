@@ -18,9 +18,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.core.match import first_match
 from jaxlab.core.registry import suggest
-from jaxlab.methods.nm_schedule import RECIPES, NMConfig, nm_frames, nm_phase
+from jaxlab.methods.nm.recipes import RECIPES
+from jaxlab.methods.nm.schedule import NMConfig, nm_frames, nm_phase
 
 
 def nm_train_flops(
@@ -42,16 +42,14 @@ def nm_train_flops(
     Raises:
       ValueError: total_steps is 0, FLOPs are negative or all 0, or a pattern matches no layer.
 
-    >>> from jaxlab.methods.nm_mask import NMPattern
+    >>> from jaxlab.methods.nm.mask import NMPattern
     >>> cfg = NMConfig(NMPattern(1, 4), "ste", total_steps=10, include=("up",))
     >>> nm_train_flops(cfg, {"up": 8.0, "scores": 2.0})["train"]  # 10 (8 (2 / 4 + 1) + 2 * 3)
     180.0
     """
     forward = _checked(cfg, layer_flops)
     rule = RECIPES[cfg.recipe]
-    rules = [*cfg.overrides, *((path, cfg.pattern) for path in cfg.include)]
-    owner = "nm_train_flops: include and overrides"
-    patterns = first_match(rules, forward, owner=owner) if rule.prunes else {}
+    patterns = cfg.patterns_of(forward, owner="nm_train_flops") if rule.prunes else {}
 
     @functools.cache
     def units(pattern, length):
@@ -103,7 +101,7 @@ def nm_iso_flop_table(
     Raises:
       ValueError: as `nm_train_flops`; the budget is not positive; a result belongs to no run.
 
-    >>> from jaxlab.methods.nm_mask import NMPattern
+    >>> from jaxlab.methods.nm.mask import NMPattern
     >>> runs = {name: NMConfig(NMPattern(1, 4), name, 100, include=("up",))
     ...         for name in ("dense", "ste", "asp")}
     >>> [(row["run"], row["iso_steps"]) for row in nm_iso_flop_table(runs, {"up": 8.0})]
@@ -159,7 +157,7 @@ def _units(cfg: NMConfig, length: int | None) -> Fraction:
     masked = RECIPES[cfg.recipe].fixed or cfg.grad_mode == "masked"
     starts, patterns = zip(*nm_frames(cfg, length), strict=True)
     # The first frame is there from the beginning, as far as the mask acts.
-    starts = [0, *(_in_force(cfg, start) for start in starts[1:]), total]
+    starts = [0, *starts[1:], total]
     units = Fraction(3 * closed)
     for pattern, start, end in zip(patterns, starts, starts[1:], strict=False):
         density = Fraction(pattern.n, pattern.m)
@@ -184,13 +182,6 @@ def _first_closed(cfg: NMConfig) -> int:
         high = int(probes[first])
         low = int(probes[first - 1]) + 1 if first else high
     return high
-
-
-def _in_force(cfg: NMConfig, start: int) -> int:
-    """The step at which a frame's mask is computed: not before the next update, or never."""
-    update = -(-start // cfg.mask_update_every) * cfg.mask_update_every
-    frozen = cfg.freeze_mask_at is not None and update > cfg.freeze_mask_at
-    return cfg.total_steps if frozen else update
 
 
 def _checked(cfg: NMConfig, layer_flops: Mapping[str, float]) -> dict[str, Fraction]:

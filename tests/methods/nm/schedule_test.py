@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlab.methods.nm_mask import NMPattern
-from jaxlab.methods.nm_schedule import RECIPES, NMConfig, nm_frames, nm_phase
+from jaxlab.methods.nm.mask import NMPattern
+from jaxlab.methods.nm.recipes import RECIPES
+from jaxlab.methods.nm.schedule import NMConfig, nm_frames, nm_phase
 
 CUSTOM = ((0.1, 4, 8), (0.5, 1, 8))
 
@@ -76,13 +77,16 @@ def test_groups_widen_only_to_what_divides_the_axis():
 )
 def test_phases_of_every_recipe(recipe, total, dense_frac, finetune_frac):
     cfg = config(recipe, 1, 8, total, dense_frac, finetune_frac)
-    phase = jax.jit(lambda s: nm_phase(cfg, s))(jnp.arange(total + 1))
+    # One length for all totals: nothing is compiled anew.
+    phase = nm_phase(cfg, jnp.minimum(jnp.arange(401), total))
     decay, frame = np.asarray(phase.decay), np.asarray(phase.frame)
     assert (np.diff(decay) <= 0).all()
     assert (np.diff(frame) >= 0).all()
     assert (decay[np.asarray(phase.is_dense)] == 1).all()
     assert (decay[np.asarray(phase.is_final)] == 0).all()
     assert not (phase.is_dense & phase.is_final).any()
+    still = ~phase.is_dense & (frame == len(nm_frames(cfg)) - 1) & (decay == 0)
+    assert (phase.is_final <= still).all()
     if RECIPES[recipe].prunes:
         assert phase.is_final[-1]
         assert nm_frames(cfg)[-1][1] == cfg.pattern
@@ -120,6 +124,10 @@ def test_a_config_is_hashable_and_shows_what_differs():
         ({"srste_mode": "adam"}, "valid: grad, decoupled"),
         ({"mask_update_every": 0}, "mask_update_every=0"),
         ({"freeze_mask_at": 1.5}, "freeze_mask_at=1.5"),
+        ({"recipe": "sdgf_stepwise", "freeze_mask_at": 30}, "begins at step 62.*nearest: 62"),
+        ({"recipe": "asp", "mask_update_every": 2}, "mask_update_every=2 means nothing"),
+        ({"dense_frac": 1.0}, "dense_frac=1.0"),
+        ({"lam": float("inf")}, "lam=inf"),
         ({"recipe": "custom", "m": 16}, "end at 1:8 and must end at the target, 1:16"),
     ],
 )
@@ -129,6 +137,15 @@ def test_refused_settings(changes, message):
 
 
 def test_custom_frames_must_be_in_order():
-    for frames in ((), ((0.5, 2, 8), (0.1, 1, 8)), ((-0.1, 1, 8),)):
+    for frames in ((), ((0.5, 2, 8), (0.1, 1, 8)), ((-0.1, 1, 8),), (0.1, 1, 8), ((0.1, 1),)):
         with pytest.raises(ValueError, match="frames="):
             NMConfig(NMPattern(1, 8), "custom", 100, frames=frames)
+
+
+def test_phases_under_jit_and_vmap():
+    cfg = config("sdgf_stepwise")
+    steps = jnp.arange(0, 101, 7)
+    expected = nm_phase(cfg, steps)
+    for traced in (jax.jit(lambda s: nm_phase(cfg, s)), jax.vmap(lambda s: nm_phase(cfg, s))):
+        for actual, wanted in zip(traced(steps), expected, strict=True):
+            np.testing.assert_array_equal(actual, wanted)

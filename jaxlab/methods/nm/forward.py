@@ -9,7 +9,7 @@ the gradients that reach pruned weights).
 import jax
 import jax.numpy as jnp
 
-from jaxlab.methods.nm_schedule import GradMode
+from jaxlab.methods.nm.schedule import GradMode
 
 
 def nm_effective(

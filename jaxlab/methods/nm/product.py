@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core.matrix import Cost, Matrix, accumulator
-from jaxlab.methods.nm_mask import NMPattern
+from jaxlab.methods.nm.mask import NMPattern
 
 
 class PackedMatrix(Matrix):
@@ -78,7 +78,7 @@ def nm_matmul(x: jax.Array, packed: PackedMatrix) -> jax.Array:
     Returns:
       (..., d_out), in x's dtype, accumulated in float32 or better.
 
-    >>> from jaxlab.methods.nm_packed import NMPacked
+    >>> from jaxlab.methods.nm.packed import NMPacked
     >>> nm_matmul(jnp.ones((3, 8)), NMPacked.from_dense(jnp.ones((8, 2)), n=1, m=4)).tolist()
     [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
     """

@@ -14,6 +14,9 @@ from jax.core import Tracer
 
 from jaxlab.core.matrix import accumulator
 
+# Blocks of a group: what the byte of a position can hold.
+LARGEST_GROUP = 256
+
 
 @dataclass(frozen=True)
 class NMPattern:
@@ -40,8 +43,10 @@ class NMPattern:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"nm: {name}={value!r} must be a whole number")
-        if not 1 <= self.n <= self.m <= 256:
-            raise ValueError(f"nm: n={self.n}, m={self.m} must satisfy 1 <= n <= m <= 256")
+        if not 1 <= self.n <= self.m <= LARGEST_GROUP:
+            raise ValueError(
+                f"nm: n={self.n}, m={self.m} must satisfy 1 <= n <= m <= {LARGEST_GROUP}"
+            )
         if self.block < 1:
             raise ValueError(f"nm: block={self.block} must be 1 or more")
         if self.axis >= 0:
@@ -104,7 +109,7 @@ class NMPattern:
             nearest = sorted(sorted(legal, key=lambda d: abs(d - wanted))[:2])
             return ", ".join(map(str, nearest))
 
-        legal = [d for d in range(self.n, 257) if length % (d * self.block) == 0]
+        legal = [d for d in range(self.n, LARGEST_GROUP + 1) if length % (d * self.block) == 0]
         # A block that does not divide the axis leaves no m at all.
         if length == 0 or legal or self.block == 1:
             return f"nearest m: {two(legal, self.m) or 'none'}"
@@ -150,6 +155,10 @@ def nm_mask(
     if method is None:
         rounds = fixed and kept <= 2 and pattern.m >= 16
         method = "argmax" if rounds else "pairwise" if pattern.m <= 64 else "sort"
+    if fixed and not 0 <= kept <= pattern.m:
+        raise ValueError(f"nm_mask: n={kept} must be in [0, {pattern.m}]")
+    if method not in _SELECT:
+        raise ValueError(f"nm_mask: method={method!r}; valid: {', '.join(_SELECT)}")
     if method == "argmax" and not fixed:
         raise ValueError("nm_mask: method='argmax' needs a static n; use 'pairwise' or 'sort'")
     fn = _mask if fixed else _mask_of_traced_n

@@ -20,7 +20,7 @@ from jaxlab.methods.nm import (
     nm_mask,
     nm_prune,
 )
-from jaxlab.methods.nm_schedule import RECIPES
+from jaxlab.methods.nm.recipes import RECIPES
 
 KERNEL = jax.random.normal(jax.random.key(3), (64, 6))
 
@@ -167,6 +167,26 @@ def test_stored_masks_are_kept_for_as_long_as_asked():
     np.testing.assert_array_equal(changed.advance(0.04).mask, frozen.mask)
     # What is packed is what acted, however stale the mask.
     np.testing.assert_array_equal(changed.finalize().to_dense() != 0, frozen.mask)
+
+
+def test_a_stored_mask_begins_with_the_frame_of_its_first_step():
+    stepwise = {"n": 1, "m": 8, "recipe": "sdgf_stepwise", "total_steps": 100, "first_step": 60}
+    stored = NM.from_dense(KERNEL, mask_update_every=10, **stepwise)
+    np.testing.assert_array_equal(stored.mask, nm_mask(jnp.abs(KERNEL), NMPattern(2, 8)))
+
+
+def test_a_fixed_mask_without_a_schedule_stays():
+    w = NM.from_dense(KERNEL, n=1, m=8, recipe="asp")
+    moved = dataclasses.replace(w, weight=KERNEL[::-1]).advance(0.5)
+    np.testing.assert_array_equal(moved.mask, w.mask)
+
+
+def test_frames_that_do_not_divide_are_refused_and_tiles_hold_all_groups():
+    custom = {"recipe": "custom", "total_steps": 100}
+    with pytest.raises(ValueError, match="m=5 must divide"):
+        NM.from_dense(KERNEL, n=1, m=8, frames=((0.0, 1, 5), (0.5, 1, 8)), **custom)
+    w = NM.from_dense(jnp.ones((36, 2)), n=1, m=4, frames=((0.0, 3, 6), (0.5, 1, 4)), **custom)
+    assert w.tile == (12, 1)
 
 
 def test_a_fixed_mask_holds_weights_at_zero():

@@ -9,8 +9,10 @@ Differs from the authors' code: groups never straddle rows (a length that m does
 refused), and ties keep the higher index in every implementation.
 """
 
+import dataclasses
 import functools
 import logging
+import math
 from typing import Any, Self
 
 import jax
@@ -18,15 +20,11 @@ import jax.numpy as jnp
 
 from jaxlab.core.matrix import Example, Matrix, check_dense, matrix, static
 from jaxlab.methods.dense import Dense
-from jaxlab.methods.nm_flops import nm_train_flops
-from jaxlab.methods.nm_forward import nm_diagnostics, nm_effective, srste_regularise
-from jaxlab.methods.nm_mask import NMPattern, check_scores, group, nm_mask
-from jaxlab.methods.nm_nvidia import pack_24_nvidia
-from jaxlab.methods.nm_oneshot import sparsegpt_prune, wanda_scores
-from jaxlab.methods.nm_packed import NMPacked, nm_matmul, nm_pack, nm_unpack
-from jaxlab.methods.nm_prune import nm_finalize, nm_prune
-from jaxlab.methods.nm_schedule import (
-    RECIPES,
+from jaxlab.methods.nm.forward import nm_diagnostics, nm_effective, srste_regularise
+from jaxlab.methods.nm.mask import NMPattern, check_scores, group, nm_mask
+from jaxlab.methods.nm.packed import nm_pack
+from jaxlab.methods.nm.recipes import RECIPES
+from jaxlab.methods.nm.schedule import (
     GradMode,
     NMConfig,
     Phase,
@@ -34,29 +32,6 @@ from jaxlab.methods.nm_schedule import (
     nm_frames,
     nm_phase,
 )
-
-__all__ = [
-    "NM",
-    "NMConfig",
-    "NMPacked",
-    "NMPattern",
-    "Phase",
-    "nm_diagnostics",
-    "nm_effective",
-    "nm_finalize",
-    "nm_frames",
-    "nm_mask",
-    "nm_matmul",
-    "nm_pack",
-    "nm_phase",
-    "nm_prune",
-    "nm_train_flops",
-    "nm_unpack",
-    "pack_24_nvidia",
-    "sparsegpt_prune",
-    "srste_regularise",
-    "wanda_scores",
-]
 
 _LOG = logging.getLogger(__name__)
 
@@ -118,6 +93,7 @@ class NM(Matrix):
         frames: tuple = (),
         mask_update_every: int = 1,
         freeze_mask_at: int | None = None,
+        first_step: int = 0,
         key: jax.Array | None = None,
     ) -> Self:
         """Makes `w` the master weight.
@@ -139,6 +115,7 @@ class NM(Matrix):
           frames: (start, n, m) triples of the recipe "custom".
           mask_update_every: steps between two computations of the mask.
           freeze_mask_at: step from which the mask stays; None for never.
+          first_step: the step that this matrix begins at; the training loop says it.
           key: unused.
 
         Raises:
@@ -162,14 +139,18 @@ class NM(Matrix):
             lam=lam,
             grad_mode=grad_mode,
             srste_mode=srste_mode,
-            frames=tuple(tuple(frame) for frame in frames),
+            frames=tuple(tuple(f) if isinstance(f, list) else f for f in frames),
             mask_update_every=mask_update_every,
             freeze_mask_at=freeze_mask_at,
         )
         _warn_of_other_frames(config, w.shape[axis])
-        first = nm_frames(config, w.shape[axis])[0][1]
-        mask = nm_mask(jnp.abs(w), first) if config.keeps_mask else None
-        return cls(w, mask, config)
+        for _, frame in nm_frames(config, w.shape[axis]):
+            frame.check(w.shape)
+        matrix = cls(w, None, config)
+        if not config.keeps_mask:
+            return matrix
+        mask = matrix._fresh_mask(nm_phase(config, first_step))
+        return dataclasses.replace(matrix, mask=mask)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -180,7 +161,7 @@ class NM(Matrix):
     def tile(self) -> tuple[int, int]:
         """A shard holds whole groups of every frame, so that masks need no communication."""
         frames = nm_frames(self.config, self.shape[self.config.pattern.axis])
-        return self.config.pattern.tile(max(p.m * p.block for _, p in frames))
+        return self.config.pattern.tile(math.lcm(*(p.m * p.block for _, p in frames)))
 
     def at(self, progress: jax.Array) -> Matrix:
         """The weight as it acts at this point of the run."""
@@ -262,7 +243,7 @@ class NM(Matrix):
 @functools.cache
 def _warn_of_other_frames(config: NMConfig, length: int) -> None:
     frames = nm_frames(config, length)
-    if frames != nm_frames(config):
+    if len({pattern for _, pattern in frames}) < len(frames):
         shown = ", ".join(f"{p.n}:{p.m} from step {start}" for start, p in frames)
         _LOG.warning("nm: %s on an axis of length %d: %s", config.recipe, length, shown)
 

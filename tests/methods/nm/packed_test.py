@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.methods.nm_mask import NMPattern, nm_mask
-from jaxlab.methods.nm_packed import NMPacked, nm_matmul, nm_pack, nm_unpack
-from jaxlab.methods.nm_quantized import NMQuantized
+from jaxlab.methods.nm.mask import NMPattern, nm_mask
+from jaxlab.methods.nm.packed import NMPacked, nm_matmul, nm_pack, nm_unpack
+from jaxlab.methods.nm.quantized import NMQuantized
 
 PATTERNS = [
     # Positions: by selects and by a scatter.

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core.match import first_match, leaf_paths, path_str
+from jaxlab.core.match import leaf_paths, path_str
 from jaxlab.core.matrix import check_dense
-from jaxlab.methods.nm_mask import check_scores, nm_mask
-from jaxlab.methods.nm_schedule import NMConfig
+from jaxlab.methods.nm.mask import check_scores, nm_mask
+from jaxlab.methods.nm.schedule import NMConfig
 
 
 def nm_prune(params: Any, cfg: NMConfig) -> tuple[Any, Any]:
@@ -32,8 +32,7 @@ def nm_prune(params: Any, cfg: NMConfig) -> tuple[Any, Any]:
     >>> params["up"].ravel().tolist(), masks["down"]
     ([0.0, 0.0, 0.0, 3.0], None)
     """
-    rules = [*cfg.overrides, *((path, cfg.pattern) for path in cfg.include)]
-    patterns = first_match(rules, leaf_paths(params), owner="nm: include and overrides")
+    patterns = cfg.patterns_of(leaf_paths(params), owner="nm")
 
     def mask_of(path, w):
         pattern = patterns.get(path_str(path))

@@ -9,9 +9,9 @@ import pytest
 
 import jaxlab
 from jaxlab.core.gram import gram_init, gram_update
-from jaxlab.methods.nm_layerwise import nm_layerwise, nm_layerwise_rules
-from jaxlab.methods.nm_mask import NMPattern, nm_mask
-from jaxlab.methods.nm_oneshot import wanda_scores
+from jaxlab.methods.nm.layerwise import nm_layerwise, nm_layerwise_rules
+from jaxlab.methods.nm.mask import NMPattern, nm_mask
+from jaxlab.methods.nm.oneshot import wanda_scores
 
 SHAPES = {"a": (8, 4), "b": (16, 4), "c": (8, 8), "stack": (2, 8, 2)}
 

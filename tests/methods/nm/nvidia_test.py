@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.methods.nm_mask import NMPattern, nm_mask
-from jaxlab.methods.nm_nvidia import pack_24_nvidia
+from jaxlab.methods.nm.mask import NMPattern, nm_mask
+from jaxlab.methods.nm.nvidia import pack_24_nvidia
 
 # Kept positions of a group of four, and its code `i | j << 2`.
 CODES = {

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxlab.methods.nm_mask import NMPattern, nm_mask
-from jaxlab.methods.nm_positions import keep
+from jaxlab.methods.nm.mask import NMPattern, nm_mask
+from jaxlab.methods.nm.positions import keep
 
 
 class _Format(NamedTuple):

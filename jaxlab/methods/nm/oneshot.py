@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jaxlab.core.gram import Gram
 from jaxlab.core.matrix import accumulator, check_dense
 from jaxlab.core.registry import suggest
-from jaxlab.methods.nm_mask import NMPattern, check_scores, nm_mask
+from jaxlab.methods.nm.mask import NMPattern, check_scores, nm_mask
 
 
 def wanda_scores(
@@ -249,8 +249,8 @@ def check_gram(scores: str, gram: Gram | None, shape: tuple[int, ...]) -> None:
     """Raises a ValueError unless there are statistics of the inputs of a kernel of this shape."""
     if gram is None:
         raise ValueError(
-            f"nm: scores={scores!r} needs the Gram of the layer's inputs: set calibrate.batches, "
-            "or use compress_calibrated"
+            f"nm: scores={scores!r} needs the Gram of the layer's inputs: set calibrate.batches "
+            "(in a phase: batches), or use compress_calibrated"
         )
     if gram.mean.shape not in ((shape[-2],), shape[:-1]):
         raise ValueError(

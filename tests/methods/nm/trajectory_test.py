@@ -32,8 +32,9 @@ CASES = {
     "sdgf_geometric": {"recipe": "sdgf_geometric"},
     "sdgf_densify": {"recipe": "sdgf_densify"},
     "custom": {"recipe": "custom", "frames": CUSTOM},
-    "every third": {"recipe": "ste", "mask_update_every": 3},
+    "every third": {"recipe": "sdgf_stepwise", "mask_update_every": 3},
     "frozen": {"recipe": "srste", "freeze_mask_at": 10},
+    "frozen late": {"recipe": "sdgf_geometric", "freeze_mask_at": 27},
 }
 
 
@@ -77,8 +78,10 @@ def reference(w, inputs, targets, case, optimizer, rate):
     mask = None
     for step in range(STEPS + 1):
         is_dense = step < DENSE or recipe == "dense" or (recipe == "one_shot" and step < STEPS)
-        held = (step % every or step > freeze) or (recipe == "asp" and step > DENSE)
-        if mask is None or not held:
+        # A mask is computed every so many steps, and wherever the pattern changes.
+        due = step % every == 0 or step == DENSE
+        due |= frame_of(recipe, step) != frame_of(recipe, step - 1)
+        if mask is None or (due and step <= freeze and not (recipe == "asp" and step > DENSE)):
             mask = mask_of(w, *frame_of(recipe, step))
         if recipe == "asp" and not is_dense:
             w, mean, square = (np.where(mask, x, 0) for x in (w, mean, square))

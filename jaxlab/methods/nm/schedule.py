@@ -11,18 +11,20 @@ ends in the target, also where m / n is no power of two; the final pattern is bi
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxlab.core.match import first_match
 from jaxlab.core.registry import suggest
-from jaxlab.methods.nm_mask import NMPattern
+from jaxlab.methods.nm.mask import NMPattern
+from jaxlab.methods.nm.recipes import RECIPES, Frames
 
 GradMode = Literal["ste", "masked"]
 SRSTEMode = Literal["grad", "decoupled"]
-Frames = tuple[tuple[int, NMPattern], ...]
+_SRSTE_MODES = ("grad", "decoupled")
 
 
 class Phase(NamedTuple):
@@ -91,12 +93,12 @@ class NMConfig:
             if getattr(self, name) not in legal:
                 raise ValueError(f"nm: {name}={getattr(self, name)!r}; valid: {', '.join(legal)}")
         for name in ("dense_frac", "finetune_frac"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"nm: {name}={getattr(self, name)} must be in [0, 1]")
-        if self.beta_total is not None and not self.beta_total > 0:
-            raise ValueError(f"nm: beta_total={self.beta_total} must be positive")
-        if not self.lam >= 0:
-            raise ValueError(f"nm: lam={self.lam} must be 0 or more")
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"nm: {name}={getattr(self, name)} must be in [0, 1)")
+        if self.beta_total is not None and not 0 < self.beta_total < math.inf:
+            raise ValueError(f"nm: beta_total={self.beta_total} must be positive and finite")
+        if not 0 <= self.lam < math.inf:
+            raise ValueError(f"nm: lam={self.lam} must be 0 or more, and finite")
         _check_count("total_steps", self.total_steps, 0)
         _check_count("mask_update_every", self.mask_update_every, 1)
         if self.freeze_mask_at is not None:
@@ -107,8 +109,10 @@ class NMConfig:
         rule = RECIPES[self.recipe]
         ignored = {
             "beta_total": self.beta_total is not None and rule.beta_total is None,
-            "frames": bool(self.frames) and rule.patterns is not _custom,
+            "frames": bool(self.frames) and not rule.takes_frames,
             "srste_mode": self.srste_mode != "grad" and not rule.pulls,
+            "mask_update_every": self.mask_update_every > 1 and rule.fixed,
+            "freeze_mask_at": self.freeze_mask_at is not None and rule.fixed,
         }
         for name in (name for name, is_ignored in ignored.items() if is_ignored):
             value = getattr(self, name)
@@ -126,7 +130,12 @@ class NMConfig:
                 "below 1"
             )
         # Bad frames must be refused here and not inside a compiled step.
-        rule.patterns(self)
+        last, _ = nm_frames(self)[-1]
+        if self.freeze_mask_at is not None and self.freeze_mask_at < last:
+            raise ValueError(
+                f"nm: freeze_mask_at={self.freeze_mask_at} comes before the target's frame, which "
+                f"begins at step {last}: the run would end in another pattern; nearest: {last}"
+            )
 
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)
@@ -141,9 +150,7 @@ class NMConfig:
     @property
     def final_step(self) -> int:
         """First step with the binary target."""
-        if RECIPES[self.recipe].has_decay_phase:
-            return self.total_steps - round(self.finetune_frac * self.total_steps)
-        return self.dense_steps
+        return RECIPES[self.recipe].final_step(self)
 
     @property
     def decay_steps(self) -> int:
@@ -159,14 +166,20 @@ class NMConfig:
             or self.freeze_mask_at is not None
         )
 
+    def patterns_of(self, paths: Iterable[str], *, owner: str) -> dict[str, NMPattern]:
+        """The pattern of every path that `overrides` or `include` match; the first match wins."""
+        rules = [*self.overrides, *((path, self.pattern) for path in self.include)]
+        return first_match(rules, paths, owner=f"{owner}: include and overrides")
+
     def updates_mask(self, step: jax.Array) -> jax.Array:
         """Whether a stored mask is computed anew for a step."""
-        due = step % self.mask_update_every == 0
-        if self.freeze_mask_at is not None:
-            due &= step <= self.freeze_mask_at
         if RECIPES[self.recipe].fixed:
-            due &= step <= self.dense_steps
-        return due
+            # Once. A mask without a schedule is that of the weights it was made from.
+            return (step == self.dense_steps) & (self.dense_steps > 0)
+        due = step % self.mask_update_every == 0
+        for start in {self.dense_steps, *(start for start, _ in nm_frames(self))}:
+            due |= step == start
+        return due if self.freeze_mask_at is None else due & (step <= self.freeze_mask_at)
 
 
 def nm_frames(cfg: NMConfig, length: int | None = None) -> Frames:
@@ -212,126 +225,6 @@ def nm_phase(cfg: NMConfig, step: jax.Array | int) -> Phase:
     return Phase(
         jnp.maximum(frame, 0), jnp.where(is_dense, 1.0, decay), is_dense, is_final & ~is_dense
     )
-
-
-def _at_target(cfg: NMConfig) -> list[NMPattern]:
-    return [cfg.pattern]
-
-
-def _stepwise(cfg: NMConfig) -> list[NMPattern]:
-    n, m = cfg.pattern.n, cfg.pattern.m
-    halvings = math.floor(math.log2(m / n))
-    counts = [max(m - 1, n), *(m >> k for k in range(1, halvings + 1))]
-    if counts[-1] != n:
-        counts.append(n)
-    return [dataclasses.replace(cfg.pattern, n=count) for count in counts]
-
-
-def _geometric(cfg: NMConfig) -> list[NMPattern]:
-    return [_widened(cfg.pattern, k, k) for k in (8, 4, 2, 1)]
-
-
-def _densify(cfg: NMConfig) -> list[NMPattern]:
-    return [_widened(cfg.pattern, 1, k) for k in (8, 4, 2, 1)]
-
-
-def _widened(pattern: NMPattern, n_factor: int, m_factor: int) -> NMPattern:
-    while pattern.m * m_factor > _LARGEST:
-        n_factor, m_factor = max(n_factor // 2, 1), m_factor // 2
-    return dataclasses.replace(pattern, n=pattern.n * n_factor, m=pattern.m * m_factor)
-
-
-def _custom(cfg: NMConfig) -> list[NMPattern]:
-    starts = [start for start, _, _ in cfg.frames]
-    if not starts or starts != sorted(starts) or not 0 <= starts[0] <= starts[-1] <= 1:
-        raise ValueError(
-            f"nm: frames={cfg.frames} must be (start, n, m) triples, starts ascending in [0, 1]"
-        )
-    patterns = [dataclasses.replace(cfg.pattern, n=n, m=m) for _, n, m in cfg.frames]
-    if patterns[-1] != cfg.pattern:
-        last, target = patterns[-1], cfg.pattern
-        raise ValueError(
-            f"nm: frames={cfg.frames} end at {last.n}:{last.m} and must end at the target, "
-            f"{target.n}:{target.m}"
-        )
-    return patterns
-
-
-def _spread(cfg: NMConfig, length: int | None) -> Frames:
-    """The recipe's patterns over the decay phase, evenly."""
-    patterns = RECIPES[cfg.recipe].patterns(cfg)
-    starts = [cfg.dense_steps + k * cfg.decay_steps // len(patterns) for k in range(len(patterns))]
-    return tuple(zip(starts, _that_divide(patterns, length), strict=True))
-
-
-def _given(cfg: NMConfig, length: int | None) -> Frames:
-    starts = [round(start * cfg.total_steps) for start, _, _ in cfg.frames]
-    return tuple(zip(starts, _that_divide(_custom(cfg), length), strict=True))
-
-
-def _that_divide(patterns: list[NMPattern], length: int | None) -> list[NMPattern]:
-    """Patterns whose groups do not divide the axis become the next one that does."""
-    kept = []
-    for pattern in reversed(patterns):
-        fits = length is None or length % (pattern.m * pattern.block) == 0
-        kept.append(pattern if fits or not kept else kept[-1])
-    return kept[::-1]
-
-
-def _from_dense_frac(cfg: NMConfig) -> int:
-    return round(cfg.dense_frac * cfg.total_steps)
-
-
-class Recipe(NamedTuple):
-    """What distinguishes one recipe from another.
-
-    Attributes:
-      patterns: the patterns of its frames.
-      frames: the frames, with their first steps.
-      dense_steps: steps before the pattern applies.
-      decay: D as a function of beta_total times the fraction of the decay phase that has passed.
-      beta_total: its default, None where there is no such rate.
-      scheduled: whether it needs the length of the run.
-      has_decay_phase: whether the pattern closes gradually.
-      pulls: whether pruned weights are pulled towards 0 (SR-STE).
-      fixed: whether the mask stays once it applies, with pruned weights at 0.
-      prunes: whether there is a pattern at all.
-    """
-
-    patterns: Callable[[NMConfig], list[NMPattern]] = _at_target
-    frames: Callable[[NMConfig, int | None], Frames] = _spread
-    dense_steps: Callable[[NMConfig], int] = _from_dense_frac
-    decay: Callable[[jax.Array], jax.Array] = jnp.zeros_like
-    beta_total: float | None = None
-    scheduled: bool = False
-    has_decay_phase: bool = False
-    pulls: bool = False
-    fixed: bool = False
-    prunes: bool = True
-
-
-_NEVER = 2**31 - 1
-_LARGEST = 256  # entries of a group, as NMPattern has it
-_GRADUAL = Recipe(scheduled=True, has_decay_phase=True)
-RECIPES = {
-    "dense": Recipe(dense_steps=lambda cfg: _NEVER, prunes=False),
-    "one_shot": Recipe(dense_steps=lambda cfg: cfg.total_steps, scheduled=True),
-    "asp": Recipe(fixed=True),
-    "ste": Recipe(),
-    "srste": Recipe(pulls=True),
-    "mdgf_linear": _GRADUAL._replace(decay=lambda s: jnp.maximum(0.0, 1.0 - s), beta_total=1.0),
-    "mdgf_exp": _GRADUAL._replace(decay=lambda s: jnp.exp(-s), beta_total=10.0),
-    "sdgf_stepwise": _GRADUAL._replace(patterns=_stepwise),
-    "sdgf_geometric": _GRADUAL._replace(patterns=_geometric),
-    "sdgf_densify": _GRADUAL._replace(patterns=_densify),
-    "custom": Recipe(
-        patterns=_custom,
-        frames=_given,
-        dense_steps=lambda cfg: _given(cfg, None)[0][0],
-        scheduled=True,
-    ),
-}
-_SRSTE_MODES = ("grad", "decoupled")
 
 
 def _check_count(name: str, value: int, least: int) -> None:

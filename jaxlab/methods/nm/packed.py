@@ -11,11 +11,11 @@ from jax.core import Tracer
 
 from jaxlab.core.gram import Gram
 from jaxlab.core.matrix import Example, check_dense, matrix, static
-from jaxlab.methods.nm_mask import NMPattern
-from jaxlab.methods.nm_oneshot import nm_one_shot
-from jaxlab.methods.nm_positions import keep, kept_blocks, spread
-from jaxlab.methods.nm_product import PackedMatrix, nm_matmul
-from jaxlab.methods.nm_quantized import NMQuantized, quantize
+from jaxlab.methods.nm.mask import NMPattern
+from jaxlab.methods.nm.oneshot import nm_one_shot
+from jaxlab.methods.nm.positions import keep, kept_blocks, spread
+from jaxlab.methods.nm.product import PackedMatrix, nm_matmul
+from jaxlab.methods.nm.quantized import NMQuantized, quantize
 
 __all__ = ["NMPacked", "nm_matmul", "nm_pack", "nm_unpack"]
 
@@ -45,6 +45,7 @@ def nm_pack(
       ValueError: an argument is out of range, or (outside jit) a group of `mask` has not exactly
         n whole blocks.
 
+    >>> from jaxlab.methods.nm.mask import nm_mask
     >>> w = jnp.ones((64, 8), jnp.bfloat16)
     >>> nm_pack(w, nm_mask(w, NMPattern(2, 4)), NMPattern(2, 4), quant="int4").nbytes / w.size
     0.4375

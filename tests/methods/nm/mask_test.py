@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxlab.methods.nm_mask import NMPattern, group, nm_mask, ungroup
+from jaxlab.methods.nm.mask import NMPattern, group, nm_mask, ungroup
 
 PATTERNS = [(2, 4), (1, 4), (4, 8), (1, 8), (1, 16), (1, 32), (2, 128), (3, 3), (3, 5)]
 METHODS = ["pairwise", "argmax", "sort"]
