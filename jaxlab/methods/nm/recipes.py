@@ -6,25 +6,43 @@ Sources: as in `schedule`.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxlab.methods.nm.mask import LARGEST_GROUP, NMPattern
 
-if TYPE_CHECKING:
-    from jaxlab.methods.nm.schedule import NMConfig
-
 # The first step of each pattern.
 Frames = tuple[tuple[int, NMPattern], ...]
 
 
-def _at_target(cfg: "NMConfig") -> list[NMPattern]:
+class Schedule(Protocol):
+    """What recipes read of an `NMConfig`."""
+
+    @property
+    def pattern(self) -> NMPattern: ...
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def total_steps(self) -> int: ...
+    @property
+    def dense_frac(self) -> float: ...
+    @property
+    def finetune_frac(self) -> float: ...
+    @property
+    def frames(self) -> tuple[tuple[float, int, int], ...]: ...
+    @property
+    def dense_steps(self) -> int: ...
+    @property
+    def decay_steps(self) -> int: ...
+
+
+def _at_target(cfg: Schedule) -> list[NMPattern]:
     return [cfg.pattern]
 
 
-def _stepwise(cfg: "NMConfig") -> list[NMPattern]:
+def _stepwise(cfg: Schedule) -> list[NMPattern]:
     n, m = cfg.pattern.n, cfg.pattern.m
     halvings = math.floor(math.log2(m / n))
     counts = [max(m - 1, n), *(m >> k for k in range(1, halvings + 1))]
@@ -33,11 +51,11 @@ def _stepwise(cfg: "NMConfig") -> list[NMPattern]:
     return [dataclasses.replace(cfg.pattern, n=count) for count in counts]
 
 
-def _geometric(cfg: "NMConfig") -> list[NMPattern]:
+def _geometric(cfg: Schedule) -> list[NMPattern]:
     return [_widened(cfg.pattern, k, k) for k in (8, 4, 2, 1)]
 
 
-def _densify(cfg: "NMConfig") -> list[NMPattern]:
+def _densify(cfg: Schedule) -> list[NMPattern]:
     return [_widened(cfg.pattern, 1, k) for k in (8, 4, 2, 1)]
 
 
@@ -47,7 +65,7 @@ def _widened(pattern: NMPattern, n_factor: int, m_factor: int) -> NMPattern:
     return dataclasses.replace(pattern, n=pattern.n * n_factor, m=pattern.m * m_factor)
 
 
-def _custom(cfg: "NMConfig") -> list[NMPattern]:
+def _custom(cfg: Schedule) -> list[NMPattern]:
     are_triples = all(isinstance(f, tuple) and len(f) == 3 for f in cfg.frames)
     starts = [start for start, _, _ in cfg.frames] if are_triples else []
     if not starts or starts != sorted(starts) or not 0 <= starts[0] <= starts[-1] <= 1:
@@ -64,14 +82,14 @@ def _custom(cfg: "NMConfig") -> list[NMPattern]:
     return patterns
 
 
-def _spread(cfg: "NMConfig", length: int | None) -> Frames:
+def _spread(cfg: Schedule, length: int | None) -> Frames:
     """The recipe's patterns over the decay phase, evenly."""
     patterns = RECIPES[cfg.recipe].patterns(cfg)
     starts = [cfg.dense_steps + k * cfg.decay_steps // len(patterns) for k in range(len(patterns))]
     return tuple(zip(starts, _that_divide(patterns, length), strict=True))
 
 
-def _given(cfg: "NMConfig", length: int | None) -> Frames:
+def _given(cfg: Schedule, length: int | None) -> Frames:
     patterns = _custom(cfg)
     starts = [round(start * cfg.total_steps) for start, _, _ in cfg.frames]
     # As given: a frame that does not divide is refused with the kernel, and not replaced.
@@ -87,11 +105,11 @@ def _that_divide(patterns: list[NMPattern], length: int | None) -> list[NMPatter
     return kept[::-1]
 
 
-def _from_dense_frac(cfg: "NMConfig") -> int:
+def _from_dense_frac(cfg: Schedule) -> int:
     return round(cfg.dense_frac * cfg.total_steps)
 
 
-def _before_finetuning(cfg: "NMConfig") -> int:
+def _before_finetuning(cfg: Schedule) -> int:
     return cfg.total_steps - round(cfg.finetune_frac * cfg.total_steps)
 
 
@@ -113,10 +131,10 @@ class Recipe(NamedTuple):
       prunes: whether there is a pattern at all.
     """
 
-    patterns: Callable[["NMConfig"], list[NMPattern]] = _at_target
-    frames: Callable[["NMConfig", int | None], Frames] = _spread
-    dense_steps: Callable[["NMConfig"], int] = _from_dense_frac
-    final_step: Callable[["NMConfig"], int] = lambda cfg: cfg.dense_steps
+    patterns: Callable[[Schedule], list[NMPattern]] = _at_target
+    frames: Callable[[Schedule, int | None], Frames] = _spread
+    dense_steps: Callable[[Schedule], int] = _from_dense_frac
+    final_step: Callable[[Schedule], int] = lambda cfg: cfg.dense_steps
     decay: Callable[[jax.Array], jax.Array] = jnp.zeros_like
     beta_total: float | None = None
     scheduled: bool = False

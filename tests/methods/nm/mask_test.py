@@ -227,3 +227,10 @@ def test_groups_that_do_not_fill_the_axis(pattern, message):
 def test_matrices_have_two_axes_to_group_along():
     with pytest.raises(ValueError, match=r"axis=-3 must be -2 \(input\) or -1"):
         NMPattern(1, 4, -3).check_matrix_axis()
+
+
+def test_convolution_kernels_are_grouped_along_their_input_channels():
+    """As HWIO arrays, and as this library's (height * width * d_in, d_out), tap by tap the same."""
+    hwio = jax.random.normal(jax.random.key(0), (3, 3, 8, 5))
+    flat = nm_mask(jnp.abs(hwio.reshape(-1, 5)), NMPattern(1, 4))
+    np.testing.assert_array_equal(nm_mask(jnp.abs(hwio), NMPattern(1, 4)).reshape(-1, 5), flat)
