@@ -80,9 +80,7 @@ def table(claims: Iterable[Claim]) -> str:
         records = claim.records()
         for record in records:
             result = record["result"]
-            where = "; ".join(
-                x for x in (f"`{claim.command}`", machine(record), claim.where) if x
-            )
+            where = "; ".join(x for x in (f"`{claim.command}`", machine(record), claim.where) if x)
             judged = f"{claim.figures(result)} | {claim.verdict(result)}"
             lines.append(f"| {claim.text} | {claim.source} | {where} | {judged} |")
         if not records:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from claim import CPU, ROOT, Claim, machine, spread, stored, table, verdict
-from publish_nm import NM_CLAIMS, language_model_page
+from nm_page import language_model_page
+from publish_nm import NM_CLAIMS
+
 
 def qualities(result: Any, variant: str, form: str = "finalized") -> list[float]:
     """The quality of every seed of a variant."""
@@ -143,7 +145,7 @@ def readme_table() -> str:
             spread(qualities(result, "dense")),
             f"{smaller(result):.2f}x smaller",
             wall_time(record),
-            f"{machine(record)}; {len(qualities(result, 'default'))} seeds",
+            f"{machine(record)}; seeds: {len(qualities(result, 'default'))}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -160,16 +162,14 @@ def wall_time(record: dict[str, Any] | None) -> str:
 
 
 def with_config_facts(text: str, config: str) -> str:
-    """A config's source with the generated lines of its docstring."""
+    """A config's source with the generated lines of its docstring, if it was run by claims.py."""
     records = stored(f"claims-{config}")
+    if not records:
+        return text
     on_cpu = next((r for r in records if r["device"] == CPU), None)
     on_gpu = next((r for r in records if "H100" in r["device"]), None)
-    shown = max(records, key=lambda r: len(r["result"]["runs"]), default=None)
-    result = (
-        against_dense(shown["result"]).replace("; ", ";\n  ").replace(", ", ",\n  ", 1)
-        if shown
-        else "not run"
-    )
+    shown = max(records, key=lambda r: len(r["result"]["runs"]))
+    result = against_dense(shown["result"]).replace("; ", ";\n  ").replace(", ", ",\n  ", 1)
     facts = {
         "Wall time, 2 CPU cores:": wall_time(on_cpu),
         "Wall time, one H100:": wall_time(on_gpu),

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from absl import app, flags
 from records import store
 
-from jaxlab.methods.nm_mask import NMPattern
-from jaxlab.methods.nm_oneshot import sparsegpt_prune
+from jaxlab.methods.nm.mask import NMPattern
+from jaxlab.methods.nm.oneshot import sparsegpt_prune
 
 _SIZE = flags.DEFINE_integer("size", 4096, "Inputs and outputs of the kernel.")
 _N = flags.DEFINE_integer("n", 2, "Kept weights of a group.")

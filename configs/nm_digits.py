@@ -3,9 +3,11 @@
 Claim: at 1:16 STE, SR-STE and exponential mask decay end at least 4 points of accuracy above a
   mask fixed half-way (ASP) and 40 above one-shot pruning; SR-STE at most 2.5 below dense.
 Command: python train.py --config=configs/nm_digits.py:recipe=srste,n=1,m=16
-Wall time, 2 CPU cores: not run
+Wall time, 2 CPU cores: 7 s (median of 4)
 Wall time, one H100: not run
-Result: not run
+Result: accuracy 0.9615 ± 0.0067 finalized,
+  0.9690 ± 0.0010 dense (4 seeds);
+  7.16x smaller on disk
 """
 
 from jaxlab.config import Config, base_config

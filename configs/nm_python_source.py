@@ -3,9 +3,9 @@
 Claim: at 1:16 and 1:32 an exponentially decaying mask ends at fewer bits per byte than SR-STE, by
   more than the spread of the seeds; at 2:4 they tie.
 Command: python train.py --config=configs/nm_python_source.py:recipe=mdgf_exp,n=1,m=32
-Wall time, 2 CPU cores: not run
-Wall time, one H100: not run
-Result: not run
+Wall time, 2 CPU cores: not measured for a single run
+Wall time, one H100: not measured for a single run
+Result: docs/nm_language_model.md, by benchmarks/nm_language_model.py
 """
 
 from jaxlab.config import Config, base_config

@@ -1,8 +1,14 @@
 """Published figures are those of the stored results."""
 
+import copy
+import importlib
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,14 +24,36 @@ def test_pages_are_in_step_with_the_results():
     assert done.returncode == 0, done.stdout
 
 
-def test_a_changed_figure_is_noticed(tmp_path):
-    import shutil
+@pytest.fixture
+def module(monkeypatch):
+    """A module of the benchmarks by name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
 
+
+@pytest.fixture
+def nm(module):
+    """The module of N:M claims, and a result of which each verdict is known."""
+    publish_nm = module("publish_nm")
+    cells = {f"{p} {r}": [1.4, 1.5] for p in ("1:16", "1:32") for r in publish_nm.DECAYS}
+    cells |= {"1:16 srste": [1.6, 1.8], "1:32 srste": [1.6, 1.8]}
+    return publish_nm, {"cells": {k: {"bits_per_byte": {"finalized": v}} for k, v in cells.items()}}
+
+
+@pytest.mark.parametrize(
+    ("page", "old", "new"),
+    [
+        ("docs/claims.md", "accuracy 0.", "accuracy 1."),
+        ("docs/nm_language_model.md", "Dense: 1.", "Dense: 2."),
+    ],
+)
+def test_a_changed_figure_is_noticed(tmp_path, page, old, new):
     for part in ("benchmarks", "configs", "docs"):
         shutil.copytree(ROOT / part, tmp_path / part)
     shutil.copy(ROOT / "README.md", tmp_path)
-    page = tmp_path / "docs" / "claims.md"
-    page.write_text(page.read_text().replace("accuracy 0.", "accuracy 1.", 1))
+    before = (tmp_path / page).read_text()
+    (tmp_path / page).write_text(before.replace(old, new, 1))
+    assert (tmp_path / page).read_text() != before
     done = subprocess.run(
         [sys.executable, "benchmarks/publish.py", "--check"],
         cwd=tmp_path,
@@ -34,12 +62,74 @@ def test_a_changed_figure_is_noticed(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert "docs/claims.md" in done.stdout
+    assert page in done.stdout
+
+
+def test_the_verdict_on_mask_decay_follows_the_results(nm):
+    claims, result = nm
+    # Pooled: the root of (0.005 + 0.02) / 2, 0.1118, against a gain of 0.25.
+    saved, deviation = claims.gain(result, "1:16", "srste")
+    assert saved == pytest.approx(0.25)
+    assert deviation == pytest.approx(0.0125**0.5)
+    assert claims.beats_srste(result) == "reproduced"
+    closer = copy.deepcopy(result)
+    closer["cells"]["1:32 srste"]["bits_per_byte"]["finalized"] = [1.45, 1.65]
+    assert "not" in claims.beats_srste(closer)
+
+
+def test_a_tie_is_a_difference_within_the_deviation(nm):
+    claims, _ = nm
+    cells = {f"2:4 {r}": [1.40, 1.42] for r in claims.DECAYS}
+    for theirs, found in ([1.41, 1.43], "reproduced"), ([1.37, 1.39], "SR-STE is better by 0.0300"):
+        rows = {"2:4 srste": theirs, **cells}
+        result = {"cells": {k: {"bits_per_byte": {"finalized": v}} for k, v in rows.items()}}
+        assert claims.ties(result).endswith(found)
+
+
+def test_a_claim_without_its_cells_is_not_run(nm, module, monkeypatch):
+    claims, result = nm
+    claim = module("claim")
+    record = {"benchmark": claims.LARGE, "device": "cpu", "result": result}
+    monkeypatch.setattr(claim, "stored", lambda benchmark: [record])
+    first, second, *_ = claims.NM_CLAIMS
+    assert first.records() == [record]
+    assert second.records() == []
+    assert "| not run | open |" in claim.table([second])
+
+
+def test_a_machine_says_how_many_devices(module):
+    claim = module("claim")
+    record = {
+        "device": "NVIDIA-H200",
+        "devices": 2,
+        "processors": 32,
+        "versions": {"jax": "1", "flax": "2"},
+        "result": {"settings": ["x=1"]},
+    }
+    assert claim.machine(record) == "2 x NVIDIA-H200, jax 1, flax 2, x=1"
+    assert claim.machine({**record, "device": "cpu"}) == "32 CPU cores, jax 1, flax 2, x=1"
+
+
+def test_the_cost_of_a_step_is_that_of_the_model(module):
+    nm_cost = module("nm_cost")
+    model, flops = nm_cost.CONFIG["model"], nm_cost.layer_flops()
+    tokens = nm_cost.CONFIG["batch_size"] * nm_cost.CONFIG["data"]["seq_len"]
+    mlp = 2 * tokens * model["depth"] * model["d_model"] * model["d_mlp"]
+    assert flops["layers/mlp/up/kernel"] == flops["layers/mlp/down/kernel"] == mlp
+    assert flops["head/kernel"] == 2 * tokens * model["d_model"] * 256
+    assert flops["scores"] == 4 * tokens * 256 * model["d_model"] * model["depth"]
+
+
+def test_the_images_of_the_pages_are_there_and_small(tmp_path, module):
+    module("nm_plots").main(tmp_path)
+    text = (ROOT / "docs" / "nm_language_model.md").read_text()
+    names = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert sorted(names) == sorted(p.name for p in tmp_path.iterdir())
+    for name in names:
+        assert 0 < (ROOT / "docs" / name).stat().st_size < 150_000
 
 
 def test_the_readme_example_runs():
-    import re
-
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     code = code.replace('jaxlab.save("small.safetensors", small)', "")
     done = subprocess.run(
