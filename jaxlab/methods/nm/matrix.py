@@ -191,9 +191,10 @@ class NM(Matrix):
 
     def weight_decay(self, progress: jax.Array) -> dict[str, jax.Array]:
         """Of SR-STE's decoupled mode: lambda for the entries that are pruned now."""
+        if not _is_decoupled(self.config):
+            return {}
         now = self._at_step(self._step(progress))
-        pulled = jnp.where(now.mask, 0.0, _over_entries(now.lam)).astype(self.weight.dtype)
-        return {"weight": pulled} if _is_decoupled(self.config) else {}
+        return {"weight": jnp.where(now.mask, 0.0, _over_entries(now.lam)).astype(now.dtype)}
 
     def diagnose(
         self, quantities: dict[str, Any], after: "NM", progress: jax.Array, later: jax.Array
