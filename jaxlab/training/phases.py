@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxlab.core import compress as core_compress
 from jaxlab.core import registry
@@ -75,7 +75,7 @@ def compress(
 
     # Without a step there is still a schedule, of which only the end is seen.
     steps = max(run.steps, 1)
-    progress = jnp.float32(run.start / steps)
+    progress = np.float32(run.start / steps)
 
     def offered(path: str) -> dict[str, Any]:
         return {"total_steps": steps, "first_step": run.start}
