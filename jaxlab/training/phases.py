@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from jaxlab.core import compress as core_compress
 from jaxlab.core import registry
@@ -75,13 +75,12 @@ def compress(
 
     # Without a step there is still a schedule, of which only the end is seen.
     steps = max(run.steps, 1)
-    progress = np.float32(run.start / steps)
 
     def offered(path: str) -> dict[str, Any]:
         return {"total_steps": steps, "first_step": run.start}
 
     def loss_fn(params, batch):
-        return run.loss(at(params, progress), batch)
+        return run.loss(at(params, jnp.float32(run.start / steps)), batch)
 
     def transform(params, opt, key):
         if not batches:
