@@ -2,6 +2,7 @@
 
 Claim: at 1:16 STE, SR-STE and exponential mask decay end at least 4 points of accuracy above a
   mask fixed half-way (ASP) and 40 above one-shot pruning; SR-STE at most 2.5 below dense.
+Verdict: docs/claims.md, by benchmarks/nm_digits.py; the margin over ASP did not come out.
 Command: python train.py --config=configs/nm_digits.py:recipe=srste,n=1,m=16
 Wall time, 2 CPU cores: 7 s (median of 4)
 Wall time, one H100: not run

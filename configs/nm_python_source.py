@@ -2,6 +2,7 @@
 
 Claim: at 1:16 and 1:32 an exponentially decaying mask ends at fewer bits per byte than SR-STE, by
   more than the spread of the seeds; at 2:4 they tie.
+Verdict: docs/claims.md; the lead came out, the tie did not.
 Command: python train.py --config=configs/nm_python_source.py:recipe=mdgf_exp,n=1,m=32
 Wall time, 2 CPU cores: not measured for a single run
 Wall time, one H100: not measured for a single run

@@ -23,6 +23,7 @@ from jaxlab.core.gram import (
     gram_of_sums,
     gram_update,
 )
+from jaxlab.core.lifecycle import matrices
 from jaxlab.core.match import first_match, leaf_paths, path_str
 from jaxlab.core.matrix import Array, accumulator, is_matrix, to_dense
 from jaxlab.core.observe import Observed, Uses
@@ -279,19 +280,14 @@ def _no_grams(params: Any, paths: Sequence[str]) -> dict[str, Gram]:
 
 def _weights(params: Any) -> dict[str, Any]:
     """By path: what may stand for a kernel, arrays and matrices and the matrices' factors."""
-    found: dict[str, Any] = {}
+    found = leaf_paths(params, is_leaf=is_matrix)
+    for path, w in matrices(params).items():
+        found |= {f"{path}/{name}" if path else name: getattr(w, name) for name in w.factors}
+    return {path: w for path, w in found.items() if is_matrix(w) or _is_kernel(w)}
 
-    def visit(path: str, w: Any) -> None:
-        if is_matrix(w):
-            found[path] = w
-            for name in w.factors:
-                visit(f"{path}/{name}" if path else name, getattr(w, name))
-        elif hasattr(w, "dtype") and w.ndim >= 2 and jnp.issubdtype(w.dtype, jnp.floating):
-            found[path] = w
 
-    for path, leaf in leaf_paths(params, is_leaf=is_matrix).items():
-        visit(path, leaf)
-    return found
+def _is_kernel(w: Any) -> bool:
+    return hasattr(w, "dtype") and w.ndim >= 2 and bool(jnp.issubdtype(w.dtype, jnp.floating))
 
 
 def _put(params: Any, values: dict[str, Any]) -> Any:

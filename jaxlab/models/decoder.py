@@ -223,7 +223,7 @@ def decoder(
       tie_embeddings: whether the embedding serves as head.
       remat: whether gradients recompute each layer instead of keeping its activations.
       scan_layers: whether the layers are one stack that is scanned: `layers/attn/q/kernel` of shape
-        (depth, d_model, d_model), and so on. Compiles as fast as one layer, whatever the depth.
+        (depth, d_model, d_model), and so on. One layer is compiled, whatever the depth.
       attention: "xla", or "cudnn" for the fused kernel of recent NVIDIA GPUs, in bfloat16.
       dtype: of the activations, "float32" or "bfloat16".
 

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxlab.core.matrix import Example, Matrix, check_dense, matrix, static
 from jaxlab.methods.dense import Dense
 from jaxlab.methods.nm.forward import nm_diagnostics, nm_effective, srste_regularise
-from jaxlab.methods.nm.mask import NMPattern, check_scores, group, nm_mask
+from jaxlab.methods.nm.mask import NMPattern, check_scores, nm_mask
 from jaxlab.methods.nm.packed import nm_pack
+from jaxlab.methods.nm.positions import kept_blocks
 from jaxlab.methods.nm.recipes import RECIPES
 from jaxlab.methods.nm.schedule import (
     GradMode,
@@ -288,8 +289,8 @@ class NMNow(Matrix):
         mask = nm_mask(jnp.abs(self.weight), pattern)
         if self.config.keeps_mask:
             # The stored one, unless it still is an earlier frame's.
-            counts = jnp.sum(group(self.mask, pattern), axis=pattern.axis)
-            mask = jnp.where(jnp.all(counts == pattern.n * pattern.block), self.mask, mask)
+            kept = jnp.sum(kept_blocks(self.mask, pattern) > 0, axis=pattern.axis)
+            mask = jnp.where(jnp.all(kept == pattern.n), self.mask, mask)
         return nm_pack(self.weight, mask, pattern)
 
 

@@ -12,7 +12,7 @@ ends in the target, also where m / n is no power of two; the final pattern is bi
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from jaxlab.methods.nm.recipes import RECIPES, Frames
 
 GradMode = Literal["ste", "masked"]
 SRSTEMode = Literal["grad", "decoupled"]
-_SRSTE_MODES = ("grad", "decoupled")
 
 
 class Phase(NamedTuple):
@@ -89,7 +88,8 @@ class NMConfig:
     def __post_init__(self):
         if self.recipe not in RECIPES:
             raise ValueError(f"nm: recipe={self.recipe!r}; {suggest(self.recipe, RECIPES)}")
-        for name, legal in (("grad_mode", ("ste", "masked")), ("srste_mode", _SRSTE_MODES)):
+        for name, modes in (("grad_mode", GradMode), ("srste_mode", SRSTEMode)):
+            legal = get_args(modes)
             if getattr(self, name) not in legal:
                 raise ValueError(f"nm: {name}={getattr(self, name)!r}; valid: {', '.join(legal)}")
         for name in ("dense_frac", "finetune_frac"):
