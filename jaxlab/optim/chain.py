@@ -10,6 +10,7 @@ import optax
 
 from jaxlab.core import registry
 from jaxlab.core.match import first_match, leaf_paths, owner_path, path_str
+from jaxlab.optim.cohorts import in_cohorts
 
 Factors = Sequence[tuple[str, float]]
 
@@ -66,7 +67,7 @@ def make_optimizer(
         mask=lambda tree: _tree_of(decay_paths, tree, 0.0, lambda factor: factor != 0),
     )
     parts = [optax.clip_by_global_norm(settings["clip"])] if settings["clip"] else []
-    parts += [rule, add_decoupled_decay(), scale_by_rate(rate)]
+    parts += [in_cohorts(rule), add_decoupled_decay(), scale_by_rate(rate)]
     if settings["lr_paths"]:
         parts.append(scale_by_path(settings["lr_paths"]))
     return optax.with_extra_args_support(optax.chain(*parts)), rate

@@ -81,7 +81,14 @@ class Experiment:
 
         def apply(state: TrainState, key: jax.Array) -> TrainState:
             freeze = tuple(self.config["freeze"])
-            return restructure(state, phase.transform, self.tx, freeze=freeze, key=key)
+            return restructure(
+                state,
+                phase.transform,
+                self.tx,
+                freeze=freeze,
+                key=key,
+                policy=phase.opt_state,
+            )
 
         return apply
 

@@ -14,8 +14,7 @@ from jaxlab.core import compress as core_compress
 from jaxlab.core import registry
 from jaxlab.core.calibration import compress_calibrated
 from jaxlab.core.lifecycle import at
-from jaxlab.core.match import first_match, leaf_paths, path_str
-from jaxlab.core.matrix import is_matrix, to_dense
+from jaxlab.optim import carry
 
 # (params, optimizer state, key) -> (params, optimizer state or None)
 Transform = Callable[[Any, Any, jax.Array], tuple[Any, Any]]
@@ -38,11 +37,15 @@ class Surroundings(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """A transform and the step before which it is applied."""
+    """A transform, the step before which it is applied, and what the optimizer then begins with.
+
+    `opt_state` is a policy of `jaxlab.optim.carry` for new parameters.
+    """
 
     label: str
     step: int
     transform: Transform
+    opt_state: str
 
 
 @registry.register("phase", "compress")
@@ -97,12 +100,7 @@ def densify(*, path: str = ".*") -> Transform:
     """Puts the dense array in the place of every matrix whose whole path matches."""
 
     def transform(params, opt, key):
-        matrices = [p for p, w in leaf_paths(params, is_leaf=is_matrix).items() if is_matrix(w)]
-        chosen = first_match([(path, True)], matrices, owner="densify")
-        dense = jax.tree_util.tree_map_with_path(
-            lambda p, w: to_dense(w) if path_str(p) in chosen else w, params, is_leaf=is_matrix
-        )
-        return dense, None
+        return carry.densify(params, path), None
 
     return transform
 
@@ -126,6 +124,8 @@ def make_phases(config: Mapping[str, Any], run: Surroundings) -> list[Phase]:
     phases = []
     for label, section in sections:
         arguments = dict(section)
+        policy = arguments.pop("opt_state", carry.POLICIES[0])
+        carry.check_policy(f"phases: {label}", policy)
         when = arguments.pop("at", None)
         if isinstance(when, bool) or not isinstance(when, int | float) or not 0 <= when <= 1:
             raise ValueError(
@@ -134,7 +134,8 @@ def make_phases(config: Mapping[str, Any], run: Surroundings) -> list[Phase]:
         start = round(when * config["steps"])
         run = run._replace(start=start)
         transform = registry.build("phase", arguments, offered={"run": run})
-        phases.append(Phase(label, start, transform))
+        # Before the first step there is nothing to keep.
+        phases.append(Phase(label, start, transform, policy if start else "reset_all"))
     return sorted(phases, key=lambda phase: phase.step)
 
 

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.core.lifecycle import matrices
-from jaxlab.core.match import leaf_paths, path_str
+from jaxlab.core.match import path_str
 from jaxlab.core.trainable import combine, partition, trainable_mask
-from jaxlab.optim.chain import with_schedule_of
+from jaxlab.optim.carry import Trained, carry, converted_paths
 
 
 @jax.tree_util.register_dataclass
@@ -59,66 +58,37 @@ def restructure(
     *,
     freeze: tuple[str, ...],
     key: jax.Array,
+    policy: str = "reset_converted",
 ) -> TrainState:
     """Applies a phase's transform to the parameters, and carries the optimizer along.
 
-    If every trained parameter is an old one in another place (a kernel that became the dense
-    master of a matrix, or the reverse), optimizer state and running average go with it. If any is
-    new, both start anew: a new parameter's moments beside an old count of steps would make its
-    first updates several times too large, and averaging the factors of two decompositions gives
-    the average of neither. The learning rate's place in its schedule is kept in any case.
+    Parameters that are old ones in another place (a kernel that became the dense master of a
+    matrix, or the reverse) keep their moments and their running average. The average of a new one
+    starts at its value: averaging the factors of two decompositions gives the average of neither.
 
-    A transform that returns an optimizer state has it taken as it is.
+    Args:
+      state: before the phase.
+      transform: (params, optimizer state, key) -> (params, optimizer state or None); a state that
+        it returns is taken as it is.
+      tx: the optimizer.
+      freeze: patterns of paths that are not trained.
+      key: of the transform's randomness.
+      policy: what the optimizer begins with for new parameters; see `jaxlab.optim.carry`.
     """
     params, opt = transform(state.params, state.opt, key)
     fresh = init_state(params, tx, freeze=freeze, ema=0.0)
-    old_names, new_names = _masters(state.params), _masters(params)
-    old = _shapes(state.trainable, old_names)
-    new = _shapes(fresh.trainable, new_names)
-    same = all(old.get(name) == shape for name, shape in new.items())
+    old = Trained(state.params, state.trainable)
+    new = Trained(params, fresh.trainable)
     if opt is None:
-        known = {_renamed(p, old_names): x for p, x in leaf_paths(state.opt).items()}
-        opt = jax.tree_util.tree_map_with_path(
-            lambda path, x: known.get(_renamed(path_str(path), new_names), x) if same else x,
-            fresh.opt,
-        )
-        opt = with_schedule_of(state.opt, opt)
+        opt = carry(tx, state.opt, old, new, policy)
     average = None
     if state.ema is not None:
-        average = jax.tree.map(jnp.copy, fresh.trainable)
-        if same:
-            averaged, _ = transform(combine(state.ema, state.frozen), state.opt, key)
-            average, _ = partition(averaged, trainable_mask(averaged, freeze, strict=False))
+        averaged, _ = transform(combine(state.ema, state.frozen), state.opt, key)
+        average, _ = partition(averaged, trainable_mask(averaged, freeze, strict=False))
+        converted = converted_paths(old, new)
+        average = jax.tree_util.tree_map_with_path(
+            lambda path, x, now: jnp.copy(now) if path_str(path) in converted else x,
+            average,
+            fresh.trainable,
+        )
     return dataclasses.replace(fresh, step=state.step, opt=opt, ema=average)
-
-
-def _masters(params: Any) -> dict[str, str]:
-    """Path of every dense master inside a matrix -> path of the matrix.
-
-    A matrix has a dense master if exactly one child runs along both axes, in the dense shape.
-    """
-    masters = {}
-    for path, w in matrices(params).items():
-        children = {n: getattr(w, n) for n, axes in w.axes.items() if axes == ("in", "out")}
-        full = [n for n, x in children.items() if _is_floating(x)]
-        if len(full) == 1 and children[full[0]].shape == w.shape:
-            masters[f"{path}/{full[0]}"] = path
-    return masters
-
-
-def _is_floating(x: Any) -> bool:
-    return x is not None and bool(jnp.issubdtype(x.dtype, jnp.floating))
-
-
-def _renamed(path: str, masters: dict[str, str]) -> str:
-    """A path, below any prefix, with a master's path in it replaced by its matrix's."""
-    parts = path.split("/")
-    for start in range(len(parts)):
-        matrix = masters.get("/".join(parts[start:]))
-        if matrix is not None:
-            return "/".join([*parts[:start], matrix])
-    return path
-
-
-def _shapes(tree: Any, masters: dict[str, str]) -> dict[str, Any]:
-    return {_renamed(p, masters): (x.shape, x.dtype) for p, x in leaf_paths(tree).items()}

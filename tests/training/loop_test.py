@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxlab
+from jaxlab.core.match import leaf_paths
 from jaxlab.optim.chain import make_optimizer
 from jaxlab.training.loop import compile_step, make_train_step
 from jaxlab.training.sharding import make_mesh, param_specs, put_batch, put_tree, state_shardings
@@ -192,7 +193,7 @@ def test_a_phase_keeps_what_fits_of_the_optimizer():
     assert counts(new.opt) == {STEPS}
 
 
-def test_a_phase_with_new_parameters_restarts_all_but_the_schedule():
+def test_new_parameters_have_moments_and_a_count_of_their_own():
     tx = optimizer()
     state, _ = run(params(), tx, ema=0.9)
 
@@ -200,11 +201,35 @@ def test_a_phase_with_new_parameters_restarts_all_but_the_schedule():
         return jaxlab.compress(p, RULES), None
 
     new = restructure(state, compress, tx, freeze=(), key=jax.random.key(0))
-    assert not any(np.any(x) for x in jax.tree.leaves(optax.tree.get(new.opt, "mu")))
-    # Adam corrects its bias from the start again; the schedule goes on.
-    assert sorted(counts(new.opt)) == [0, STEPS]
+    old_mu = optax.tree.get(state.opt, "mu")
+    kept, joined = (mu for _, mu in optax.tree.get_all_with_path(new.opt, "mu"))
+    np.testing.assert_array_equal(kept["up"]["kernel"].weight, old_mu["up"]["kernel"])
+    np.testing.assert_array_equal(kept["down"]["bias"], old_mu["down"]["bias"])
+    assert {path for path, x in leaf_paths(joined).items() if not np.any(x)} == {
+        "down/kernel/u",
+        "down/kernel/v",
+    }
+    # Adam corrects the new ones' bias from the start; all others and the schedule go on.
+    assert sorted(int(c) for _, c in optax.tree.get_all_with_path(new.opt, "count")) == [
+        0,
+        STEPS,
+        STEPS,
+    ]
     # The average of two decompositions would be the average of neither.
-    jax.tree.map(np.testing.assert_array_equal, new.ema, new.trainable)
+    np.testing.assert_array_equal(new.ema["down"]["kernel"].u, new.trainable["down"]["kernel"].u)
+    np.testing.assert_array_equal(new.ema["down"]["bias"], state.ema["down"]["bias"])
+
+
+def test_all_may_begin_anew_but_the_schedule():
+    tx = optimizer()
+    state, _ = run(params(), tx)
+
+    def compress(p, opt, key):
+        return jaxlab.compress(p, RULES), None
+
+    new = restructure(state, compress, tx, freeze=(), key=jax.random.key(0), policy="reset_all")
+    assert not any(np.any(x) for x in jax.tree.leaves(optax.tree.get(new.opt, "mu")))
+    assert counts(new.opt) == {0, STEPS}
 
 
 def test_a_square_kernel_of_full_rank_shares_no_buffer():
