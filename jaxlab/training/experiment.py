@@ -18,6 +18,7 @@ from jaxlab.core.matrix import is_matrix
 from jaxlab.core.registry import suggest
 from jaxlab.core.trainable import freezable_paths
 from jaxlab.interop.artefact import load
+from jaxlab.interop.pretrained import is_numbered, is_published, load_pretrained, stack_layers
 from jaxlab.optim.chain import check_paths, make_optimizer
 from jaxlab.training.loop import StepFn, make_train_step, stream
 from jaxlab.training.phases import Phase, Surroundings, make_phases
@@ -59,7 +60,7 @@ class Experiment:
         self._check_numbers()
         self.task = build_task(config)
         self.tx, self.rate = make_optimizer(config["optim"], steps=max(self.steps, 1))
-        self.phases = make_phases(config, Surroundings(self.steps, 0, self._loss, self.batch))
+        self.phases = make_phases(config, Surroundings(self.steps, 0, self.loss, self.batch))
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.dense = jax.eval_shape(self.task.init, key)
         self.loaded = load_init(config["init"], self.dense) if config["init"] else None
@@ -92,7 +93,8 @@ class Experiment:
 
         return apply
 
-    def _loss(self, params: Any, batch: Any) -> jax.Array:
+    def loss(self, params: Any, batch: Any) -> jax.Array:
+        """The task's loss of a batch, with the randomness of phases."""
         return self.task.loss(params, batch, stream(self.config["seed"], "phases"))[0]
 
     def batch(self, step: int) -> Any:
@@ -190,16 +192,24 @@ def build_task(config: Mapping[str, Any]) -> Any:
 
 
 def load_init(path: str, like: Any) -> Any:
-    """Parameters of an artefact or a run folder, checked against those of the model.
+    """Parameters of an artefact, a run folder or a published checkpoint, checked by the model's.
+
+    Args:
+      path: the artefact, a run folder, or a folder whose `config.json` has a `model_type`. Layers
+        that a published checkpoint numbers are stacked if the model scans its layers.
+      like: the model's parameters, or their shapes.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is broken, or a parameter is missing, extra or of another shape.
     """
     file = Path(path)
-    if file.is_dir():
-        file = file / "model.safetensors"
-    params = load(file)
+    if is_published(file):
+        params = load_pretrained(file)
+        if "layers" in like and not is_numbered(like["layers"]):
+            params = stack_layers(params)
+    else:
+        params = load(file / "model.safetensors" if file.is_dir() else file)
     theirs = {p: tuple(x.shape) for p, x in leaf_paths(params, is_leaf=is_matrix).items()}
     ours = {p: tuple(x.shape) for p, x in leaf_paths(like).items()}
     wrong = [p for p in sorted({*theirs, *ours}) if theirs.get(p) != ours.get(p)]

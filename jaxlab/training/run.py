@@ -62,6 +62,7 @@ class Run:
             return experiment.task.eval_sums(params, batch)
 
         self._eval_sums = jax.jit(sums)
+        self._batch_loss = jax.jit(experiment.loss)
         self._noise = None
         if self.config["log"]["diagnostics"]:
             steps = max(experiment.steps, 1)
@@ -121,11 +122,15 @@ class Run:
         step_fn = None
         for step in range(start, steps + 1):
             while done < len(experiment.phases) and experiment.phases[done].step == step:
-                phase = experiment.phases[done]
+                phase, inside = experiment.phases[done], 0 < step < steps
+                jump = {"loss_before": self._loss(state)} if inside else {}
                 state = experiment.phase_fn(phase)(state, jax.random.fold_in(key, done))
                 state = put_tree(state, experiment.shardings(state))
                 if step:
                     recorder.say(f"step {step}: phase {phase.label!r}")
+                if inside:
+                    jump["loss_after"] = self._loss(state)
+                    recorder.now(step, jump, phase=phase.label)
                 done, step_fn, self._measured = done + 1, None, None
                 if step == steps:
                     self._record(step, state, recorder, phase=phase.label)
@@ -149,6 +154,12 @@ class Run:
             if self._evaluate_and_save(step + 1, state, checkpoints, recorder):
                 watch.pause()
         return state, watch.rate
+
+    def _loss(self, state: TrainState) -> float:
+        """The loss of the batch that the next step is about to see."""
+        step = int(state.step)
+        now = self._at(state.params, np.float32(step / self.experiment.steps))
+        return float(self._batch_loss(now, self.experiment.batch(step)))
 
     def _evaluate_and_save(
         self, step: int, state: TrainState, checkpoints: Checkpoints, recorder: Recorder

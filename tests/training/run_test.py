@@ -12,6 +12,7 @@ import jaxlab
 from jaxlab.config import base_config
 from jaxlab.training.checkpoint import Checkpoints
 from jaxlab.training.experiment import Experiment
+from jaxlab.training.logging import read_metrics
 from jaxlab.training.run import Run
 
 
@@ -132,6 +133,17 @@ def test_phases_change_the_structure_and_compile_once_each(tmp_path):
     assert type(loaded["layers"][1]["kernel"]).name == "low_rank"
 
 
+@pytest.mark.parametrize("opt_state", ["reset_converted", "reset_all", "map_first_moment"])
+def test_multiplying_factors_out_does_not_move_the_loss(tmp_path, opt_state):
+    phases = {"open": {"at": 0.5, "name": "densify", "opt_state": opt_state}}
+    rule = {"path": "layers/0/kernel", "name": "low_rank", "rank": 4}
+    summary, _ = train(tmp_path, compress={"all": rule}, phases=phases)
+    assert summary["compilations"] == [1, 1]
+    assert summary["methods"] == []
+    (switch,) = [m for m in read_metrics(tmp_path / "metrics.jsonl") if m.get("phase") == "open"]
+    assert abs(switch["loss_after"] - switch["loss_before"]) < 1e-5 * switch["loss_before"]
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     pytest.importorskip("tensorboardX", reason="the test extra brings it")
     train(tmp_path, log__tensorboard=True)
@@ -244,6 +256,10 @@ def test_init_that_does_not_fit_is_refused(tmp_path):
         ({"matmul_precision": "hihg"}, "did you mean 'high'"),
         ({"phases": {"x": {"at": 2.0, "name": "densify"}}}, "x.at=2.0"),
         ({"phases": {"x": {"at": 0.5, "name": "densfy"}}}, "did you mean 'densify'"),
+        (
+            {"phases": {"x": {"at": 0.5, "name": "densify", "opt_state": "reset"}}},
+            "phases: x: opt_state='reset'",
+        ),
         ({"mesh__model": 3}, "does not fit"),
         ({"task__name": "language_model"}, "data 'digits' has no 'vocab_size'"),
     ],
