@@ -34,6 +34,7 @@ _HOMES = {
     "optimizer": "jaxlab.optim",
     "schedule": "jaxlab.training.schedules",
     "phase": "jaxlab.training.phases",
+    "checkpoint": "jaxlab.interop",
 }
 _PARTS: dict[str, dict[str, Callable]] = {kind: {} for kind in _HOMES}
 _imported: set[str] = set()

@@ -3,19 +3,20 @@
 Source: H. Touvron et al., "LLaMA: open and efficient foundation language models", 2023. RMSNorm
 before each branch, rotary positions (J. Su et al., "RoFormer", 2021, equation 34), grouped queries
 (J. Ainslie et al., "GQA", 2023), SwiGLU (N. Shazeer, "GLU variants improve transformer", 2020), no
-biases. Rotary pairs are entries i and i + H/2 of a head, as in checkpoints on Hugging Face; the
-original code pairs 2i and 2i + 1.
+biases.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.core.registry import register
+from jaxlab.core.registry import check_arguments, register
 from jaxlab.models.checks import check_divides, check_positive, compute_dtype
 from jaxlab.models.layers import Embed, Initializer, Linear, attention, normalize, residual_init
+from jaxlab.models.rotary import RopeScaling, rotary
 
 
 class Attention(nnx.Module):
@@ -28,6 +29,7 @@ class Attention(nnx.Module):
         heads: int,
         kv_heads: int,
         rope_theta: float,
+        rope_scaling: RopeScaling | None,
         implementation: Literal["xla", "cudnn"],
         out_init: Initializer,
         dtype: Any,
@@ -36,6 +38,7 @@ class Attention(nnx.Module):
         """`out_init` draws the kernel of `out`, which ends the residual branch."""
         self.d_head = d_model // heads
         self.rope_theta = rope_theta
+        self.rope_scaling = rope_scaling
         self.implementation: Literal["xla", "cudnn"] = implementation
         d_kv = kv_heads * self.d_head
         self.q, self.k, self.v = (
@@ -49,7 +52,9 @@ class Attention(nnx.Module):
         q, k, v = (
             layer(x).reshape(*x.shape[:-1], -1, self.d_head) for layer in (self.q, self.k, self.v)
         )
-        q, k = (rotary(y, positions, theta=self.rope_theta) for y in (q, k))
+        q, k = (
+            rotary(y, positions, theta=self.rope_theta, scaling=self.rope_scaling) for y in (q, k)
+        )
         y = attention(q, k, v, causal=True, implementation=self.implementation)
         return self.out(y.reshape(x.shape))
 
@@ -104,6 +109,7 @@ class Decoder(nnx.Module):
         kv_heads: int,
         d_mlp: int,
         rope_theta: float,
+        rope_scaling: RopeScaling | None,
         norm_eps: float,
         tie_embeddings: bool,
         remat: bool,
@@ -118,7 +124,7 @@ class Decoder(nnx.Module):
         self.scan_layers = scan_layers
         make: dict[str, Any] = {"out_init": residual_init(depth), "dtype": dtype, "rngs": rngs}
         attn: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "rope_theta": rope_theta}
-        attn["implementation"] = attention
+        attn |= {"rope_scaling": rope_scaling, "implementation": attention}
         self.embed = Embed(vocab_size, d_model, dtype=dtype, rngs=rngs)
         layers = [
             Layer(
@@ -161,32 +167,6 @@ class Decoder(nnx.Module):
         return x
 
 
-def rotary(x: jax.Array, positions: jax.Array, *, theta: float = 10000.0) -> jax.Array:
-    """Turns each pair (x_i, x_{i + H/2}) by the angle `position * theta ** (-2i / H)`.
-
-    Products of two turned vectors depend on the difference of their positions only.
-
-    Args:
-      x: (B, T, N, H), H even.
-      positions: (T,) numbers.
-      theta: wavelengths run from 2 pi to 2 pi theta.
-
-    Returns:
-      (B, T, N, H), of x's dtype; angles and products are float32.
-
-    >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
-    >>> rotary(x, jnp.array([jnp.pi / 2])).round(3).ravel().tolist()
-    [-0.0, 1.0]
-    """
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions.astype(jnp.float32)[:, None] * frequencies[None, :]
-    cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
-
-
 @register("model", "decoder")
 def decoder(
     *,
@@ -199,6 +179,7 @@ def decoder(
     kv_heads: int | None = None,
     d_mlp: int | None = None,
     rope_theta: float = 10000.0,
+    rope_scaling: Mapping[str, Any] | None = None,
     norm_eps: float = 1e-5,
     tie_embeddings: bool = False,
     remat: bool = False,
@@ -219,6 +200,7 @@ def decoder(
       d_mlp: hidden width of the feed-forward layers; None is 8/3 of d_model, rounded up to a
         multiple of 64: as many parameters as two kernels of four times the width.
       rope_theta: base of the rotary wavelengths.
+      rope_scaling: the attributes of a `RopeScaling`, or None.
       norm_eps: what RMSNorm adds to the mean square.
       tie_embeddings: whether the embedding serves as head.
       remat: whether gradients recompute each layer instead of keeping its activations.
@@ -251,6 +233,8 @@ def decoder(
         )
     check_divides("decoder", "heads", heads, d_model // 2, f"half of d_model={d_model}")
     check_divides("decoder", "kv_heads", kv_heads, heads, f"heads={heads}")
+    if rope_scaling is not None:
+        check_arguments("decoder: rope_scaling", RopeScaling, rope_scaling)
     return Decoder(
         vocab_size=vocab_size,
         seq_len=seq_len,
@@ -260,6 +244,7 @@ def decoder(
         kv_heads=kv_heads,
         d_mlp=d_mlp,
         rope_theta=rope_theta,
+        rope_scaling=None if rope_scaling is None else RopeScaling(**rope_scaling),
         norm_eps=norm_eps,
         tie_embeddings=tie_embeddings,
         remat=remat,

@@ -188,6 +188,7 @@ def attention(
     v: jax.Array,
     *,
     causal: bool,
+    mask: jax.Array | None = None,
     implementation: Literal["xla", "cudnn"] = "xla",
 ) -> jax.Array:
     """Softmax attention, with queries in groups that share a key and a value head.
@@ -197,6 +198,8 @@ def attention(
       k: (B, S, K, H), where K divides N.
       v: (B, S, K, H).
       causal: whether position t sees positions up to t only.
+      mask: (B, S) booleans, which keys may be seen; None is all of them. A query that sees no key
+        gets a mean of all values, finite and of no meaning.
       implementation: "xla" computes in float32, anywhere; "cudnn" is the fused kernel of recent
         NVIDIA GPUs, for bfloat16 and float16 only.
 
@@ -207,14 +210,16 @@ def attention(
     >>> attention(q, kv, kv, causal=True).shape
     (1, 5, 4, 8)
     """
+    # Every head and every query sees the same keys.
+    where = None if mask is None else mask[:, None, None, :]
     if implementation != "xla":
         return jax.nn.dot_product_attention(
-            q, k, v, is_causal=causal, implementation=implementation
+            q, k, v, mask=where, is_causal=causal, implementation=implementation
         )
     # bfloat16 operands with float32 logits have no gradient under strict promotion: the transpose
     # of such a product mixes the two. Casting first is exact and stays differentiable.
     wide = (x.astype(jnp.float32) for x in (q, k, v))
-    return jax.nn.dot_product_attention(*wide, is_causal=causal).astype(q.dtype)
+    return jax.nn.dot_product_attention(*wide, mask=where, is_causal=causal).astype(q.dtype)
 
 
 def _kernel(param: nnx.Param) -> Array:
