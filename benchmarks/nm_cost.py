@@ -3,8 +3,8 @@
 from typing import Any
 
 import jax
+from experiments import config_of
 from flax import nnx
-from sweep import config_of
 
 from jaxlab.core.match import leaf_paths
 from jaxlab.core.registry import build

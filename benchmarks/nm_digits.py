@@ -6,7 +6,8 @@ benchmarks/sweep.py says how it runs; benchmarks/publish.py judges what it store
 """
 
 from absl import app, flags
-from sweep import Cell, config_of, sweep
+from experiments import config_of
+from sweep import Cell, sweep
 
 _SEEDS = flags.DEFINE_integer("seeds", 4, "Seeds of every cell.")
 _PATTERNS = flags.DEFINE_list("patterns", ["1:16", "2:4", "1:32"], "Patterns.")

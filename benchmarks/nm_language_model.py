@@ -9,7 +9,8 @@ figures from what it stores.
 """
 
 from absl import app, flags
-from sweep import Cell, config_of, sweep
+from experiments import config_of
+from sweep import Cell, sweep
 
 _SIZE = flags.DEFINE_enum("size", "large", ["small", "large"], "Which variant of the config.")
 _PATTERNS = flags.DEFINE_list(

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
+from experiments import config_of
 from records import store
-from sweep import config_of
 
 from jaxlab.training.experiment import Experiment
 from jaxlab.training.loop import stream

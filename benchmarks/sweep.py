@@ -6,13 +6,11 @@ is done, so that a sweep can be stopped and started again: it does what is missi
 """
 
 import dataclasses
-import importlib.util
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +31,6 @@ _PROBES = flags.DEFINE_integer("probes", 20, "Diagnostics are taken so many time
 _MINUTES = flags.DEFINE_float("minutes", 1e9, "No cell is begun that would end after so many.")
 _AHEAD = flags.DEFINE_integer("ahead", 3, "Cells that are compiled ahead, in threads.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
-ROOT = Path(__file__).parents[1]
 NOISE_BATCHES = 8
 
 
@@ -64,16 +61,6 @@ class Program(NamedTuple):
     probe: Any
     evaluate: Any
     pruned: dict[str, Any]
-
-
-def config_of(name: str, argument: str) -> Any:
-    """The ConfigDict of `configs/<name>.py:<argument>`."""
-    spec = importlib.util.spec_from_file_location("config", ROOT / "configs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument)
 
 
 def sweep(name: str, cells: Sequence[Cell]) -> None:
