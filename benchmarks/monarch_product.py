@@ -39,7 +39,8 @@ def programs(n_in: int, n_out: int, nblocks: int) -> tuple[dict, dict]:
     products = {
         "dense": (dense, lambda w, x: x @ w),
         "monarch": (factors, lambda w, x: monarch_apply(w, x, shape)),
-        "monarch, middle kept": (factors, lambda w, x: monarch_apply(w, x, shape, save_h=True)),
+        "middle kept": (factors, lambda w, x: monarch_apply(w, x, shape, save_h=True)),
+        "blocked": (factors, lambda w, x: monarch_apply(w, x, shape, blocked=True)),
     }
     made = {}
     for name, (w, product) in products.items():

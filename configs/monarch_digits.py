@@ -23,6 +23,7 @@ def get_config(arg: str | None = None) -> Config:
             "path": r".*/(attn/(q|k|v|out)|mlp/(up|down))/kernel",
             "name": "monarch",
             "nblocks": 4,
+            "blocked": True,
             # Factors of a projected random kernel would start too small.
             "init": "project" if c.dense_until else "variance_preserving",
         }

@@ -19,7 +19,7 @@ _SIZES = {
         "model": {"d_model": 128, "depth": 4, "heads": 4, "d_mlp": 384},
     },
     "large": {
-        "steps": 4000,
+        "steps": 1500,
         "batch_size": 32,
         "lr": 6e-4,
         "seq_len": 512,
@@ -59,6 +59,7 @@ def get_config(arg: str | None = None) -> Config:
             "path": r".*/(attn/(q|k|v|out)|mlp/(gate|up|down))/kernel",
             "name": "monarch",
             "nblocks": 4,
+            "blocked": True,
             # Factors of a projected random kernel would start too small.
             "init": "project" if c.dense_until else "variance_preserving",
         }

@@ -1,5 +1,6 @@
 """Monarch matrices as kernels: the two factors in the place of the dense array."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal, Self
@@ -23,13 +24,15 @@ class Monarch(Matrix):
 
     Two block-diagonal factors with a fixed permutation after each, w1: (..., k, q, p) on the input
     side and w2: (..., l, s, r) on the output side, k q = l r. Both are trained. What d_in and d_out
-    leave of k p inputs and s l outputs is padding.
+    leave of k p inputs and s l outputs is padding. If `blocked`, outputs are in the order of the
+    blocks of w2 and not interleaved.
     """
 
     w1: jax.Array
     w2: jax.Array
     d_in: int = static()
     d_out: int = static()
+    blocked: bool = static(default=False)
 
     # Output t l + j comes from row t of every block j, so consecutive outputs are rows of w2; and
     # slots of w2 follow the blocks of w1, so a split of the input goes through to its last axis.
@@ -72,6 +75,7 @@ class Monarch(Matrix):
         rank: int | None = None,
         init: Literal["project", "variance_preserving", "official", "mup"] = "project",
         gain: float = 1.0,
+        blocked: bool = False,
         gram: Gram | None = None,
         sweeps: int = 4,
         key: jax.Array | None = None,
@@ -86,6 +90,8 @@ class Monarch(Matrix):
           rank: of each of the k l slices.
           init: "project" for the nearest; the others as in `init_monarch`, to train from scratch.
           gain: multiplies w2 of random factors.
+          blocked: whether entry t of block j of w2 is output j s + t, and not t l + j as in the
+            paper: other matrices of the same number, whose products are faster.
           gram: statistics of the kernel's inputs, of a stack if `w` is one: "project" then
             minimises the error of the outputs. A run's `calibrate.batches`, or
             `compress_calibrated`, supplies them.
@@ -97,13 +103,13 @@ class Monarch(Matrix):
             missing.
 
         >>> Monarch.from_dense(jnp.ones((16, 24)))
-        Monarch(w1=float32[4, 4, 4], w2=float32[4, 6, 4], d_in=16, d_out=24)
+        Monarch(w1=float32[4, 4, 4], w2=float32[4, 6, 4], d_in=16, d_out=24, blocked=False)
         """
         check_dense("monarch", w)
         d_in, d_out = w.shape[-2:]
         shape = monarch_shapes(d_in, d_out, nblocks=nblocks, k=k, l=l, rank=rank)
         if init in _STARTS:
-            params = _STARTS[init](w, shape, gain, gram, sweeps)
+            params = _STARTS[init](w, shape, gain, blocked, gram, sweeps)
         elif init not in RANDOM_INITS:
             known = {*_STARTS, *RANDOM_INITS}
             raise ValueError(f"monarch: init={init!r} is unknown; {suggest(init, known)}")
@@ -113,7 +119,7 @@ class Monarch(Matrix):
             params = init_monarch(
                 key, shape, init=init, gain=gain, dtype=w.dtype, stack=w.shape[:-2]
             )
-        return cls(params["w1"], params["w2"], d_in, d_out)
+        return cls(params["w1"], params["w2"], d_in, d_out, blocked)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,15 +139,15 @@ class Monarch(Matrix):
 
     def to_dense(self) -> jax.Array:
         """The dense array, accumulated in float32 or better."""
-        return jnp.swapaxes(monarch_to_dense(self.params, self.sizes), -1, -2)
+        return jnp.swapaxes(monarch_to_dense(self.params, self.sizes, blocked=self.blocked), -1, -2)
 
     def rmatmul(self, x: jax.Array) -> jax.Array:
         """`x @ W`: two batched products, rounded to x's dtype after each."""
-        return monarch_apply(self.params, x, self.sizes)
+        return monarch_apply(self.params, x, self.sizes, blocked=self.blocked)
 
     def tmatmul(self, x: jax.Array) -> jax.Array:
         """`x @ W.T`: the same in reverse order."""
-        return monarch_apply_t(self.params, x, self.sizes)
+        return monarch_apply_t(self.params, x, self.sizes, blocked=self.blocked)
 
     def cost(self, rows: int) -> Cost:
         """Two batched products, the middle written and read once."""
@@ -165,7 +171,7 @@ class Monarch(Matrix):
 
 
 def _nearest(
-    w: jax.Array, shape: MonarchShape, gain: float, gram: Gram | None, sweeps: int
+    w: jax.Array, shape: MonarchShape, gain: float, blocked: bool, gram: Gram | None, sweeps: int
 ) -> dict[str, jax.Array]:
     if gain != 1.0:
         raise ValueError(f"monarch: gain={gain} is for random factors; nearest: 1.0")
@@ -176,8 +182,15 @@ def _nearest(
         )
     check_finite("monarch", w)
 
+    whole = dataclasses.replace(shape, n_out=shape.s * shape.l) if blocked else shape
+
     def project(w, second):
-        return project_to_monarch(w.T, shape, gram=second, sweeps=sweeps)[0]
+        a = w.T
+        if blocked:
+            # Rows of the same block stand together; the projection has them interleaved.
+            a = jnp.pad(a, ((0, whole.n_out - shape.n_out), (0, 0)))
+            a = a.reshape(shape.l, shape.s, -1).swapaxes(0, 1).reshape(whole.n_out, -1)
+        return project_to_monarch(a, whole, gram=second, sweeps=sweeps)[0]
 
     second: Any = None
     if gram is not None:

@@ -82,7 +82,10 @@ def _factor(blocks: np.ndarray, key: jax.Array) -> tuple[np.ndarray, np.ndarray,
     # eigenvalues, but a random combination has not.
     weights = np.asarray(jax.random.normal(key, (g - 1, g - 1)), np.float64)
     mixed = np.einsum("ij,iab,ijbc,jcd->ad", weights, inverse_column, blocks[1:, 1:], inverse_row)
-    _, vectors = np.linalg.eig(mixed @ blocks[0, 0])
+    values, vectors = np.linalg.eig(mixed @ blocks[0, 0])
+    # Real eigenvalues come as complex numbers from some versions of NumPy.
+    if np.isrealobj(blocks) and not np.any(np.imag(values)):
+        vectors = np.real(vectors)
     l1 = blocks[:, 0] @ vectors
     l2 = np.linalg.inv(l1[0]) @ blocks[0]
     r = np.linalg.inv(l1)[:, None] @ blocks @ np.linalg.inv(l2)[None]

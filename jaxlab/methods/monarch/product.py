@@ -26,6 +26,7 @@ def monarch_apply(
     precision: Any = None,
     preferred_dtype: Any = None,
     save_h: bool = False,
+    blocked: bool = False,
 ) -> jax.Array:
     """`W x`: the middle index m = kk q + a of the first product is slot m div l of block m mod l
     of the second, and entry t of its block j is output t l + j.
@@ -39,6 +40,8 @@ def monarch_apply(
         is rounded to x's dtype.
       save_h: whether the backward pass keeps the middle (..., k q) instead of computing it again
         from x.
+      blocked: whether entry t of block j is output j s + t instead. That spares a pass over the
+        outputs, which is most of what the permutations cost.
 
     Returns:
       (..., n_out), in x's dtype, or the factors' if only they are complex.
@@ -56,9 +59,20 @@ def monarch_apply(
     def product(w1, w2, x):
         w1, w2, x = w1.astype(dtype), w2.astype(dtype), x.astype(dtype)
         x = _pad(x, shape.k * shape.p).reshape(*x.shape[:-1], shape.k, shape.p)
-        h = _einsum("...kp,kqp->...kq", precision, preferred_dtype, x, w1)
-        u = h.reshape(*h.shape[:-2], shape.r, shape.l)
-        z = _einsum("...rl,lsr->...sl", precision, preferred_dtype, u, w2)
+        if blocked and shape.q % shape.l == 0:
+            # Rows of w1 in the order of the blocks that they feed: the factor is smaller than the
+            # middle, and then whole runs of the middle move and no single entries.
+            w1 = w1.reshape(shape.k, -1, shape.l, shape.p).swapaxes(1, 2)
+            w1 = w1.reshape(shape.k, shape.q, shape.p)
+            h = _einsum("...kp,kqp->...kq", precision, preferred_dtype, x, w1)
+            h = h.reshape(*h.shape[:-2], shape.k, shape.l, shape.q // shape.l)
+            u = jnp.moveaxis(h, -2, 0).reshape(shape.l, *h.shape[:-3], shape.r)
+            z = _einsum("l...r,lsr->...ls", precision, preferred_dtype, u, w2)
+        else:
+            h = _einsum("...kp,kqp->...kq", precision, preferred_dtype, x, w1)
+            u = h.reshape(*h.shape[:-2], shape.r, shape.l)
+            order = "ls" if blocked else "sl"
+            z = _einsum(f"...rl,lsr->...{order}", precision, preferred_dtype, u, w2)
         return z.reshape(*z.shape[:-2], shape.s * shape.l)[..., : shape.n_out]
 
     return (product if save_h else jax.checkpoint(product))(params["w1"], params["w2"], x)
@@ -72,6 +86,7 @@ def monarch_apply_t(
     precision: Any = None,
     preferred_dtype: Any = None,
     save_h: bool = False,
+    blocked: bool = False,
 ) -> jax.Array:
     """`W^T y`, not conjugated: the same two products in reverse order.
 
@@ -85,6 +100,7 @@ def monarch_apply_t(
       precision: as for `monarch_apply`.
       preferred_dtype: likewise.
       save_h: likewise.
+      blocked: likewise.
 
     Returns:
       (..., n_in), in y's dtype, or the factors' if only they are complex.
@@ -101,8 +117,9 @@ def monarch_apply_t(
 
     def product(w1, w2, y):
         w1, w2, y = w1.astype(dtype), w2.astype(dtype), y.astype(dtype)
-        z = _pad(y, shape.s * shape.l).reshape(*y.shape[:-1], shape.s, shape.l)
-        u = _einsum("...sl,lsr->...rl", precision, preferred_dtype, z, w2)
+        order, sizes = ("ls", (shape.l, shape.s)) if blocked else ("sl", (shape.s, shape.l))
+        z = _pad(y, shape.s * shape.l).reshape(*y.shape[:-1], *sizes)
+        u = _einsum(f"...{order},lsr->...rl", precision, preferred_dtype, z, w2)
         h = u.reshape(*u.shape[:-2], shape.k, shape.q)
         x = _einsum("...kq,kqp->...kp", precision, preferred_dtype, h, w1)
         return x.reshape(*x.shape[:-2], shape.k * shape.p)[..., : shape.n_in]

@@ -69,17 +69,17 @@ def project_to_monarch(
     True
     """
     _check(a, shape, gram_blocks, gram, sweeps, method, iters)
-    return _project(a, gram_blocks, gram, shape=shape, sweeps=sweeps, method=method, iters=iters)
+    return _project(a, gram_blocks, gram, sweeps, shape=shape, method=method, iters=iters)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "sweeps", "method", "iters"))
+@functools.partial(jax.jit, static_argnames=("shape", "method", "iters"))
 def _project(
     a: jax.Array,
     gram_blocks: jax.Array | None,
     gram: jax.Array | None,
+    sweeps: jax.Array | int,
     *,
     shape: MonarchShape,
-    sweeps: int,
     method: str,
     iters: int,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -192,7 +192,7 @@ def _sweep(
     blocks: _Roots,
     ranks: jax.Array,
     fit: Callable,
-    sweeps: int,
+    sweeps: jax.Array | int,
 ) -> tuple[jax.Array, jax.Array]:
     k = target.shape[0]
 

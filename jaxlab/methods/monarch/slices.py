@@ -52,13 +52,17 @@ def join_slices(
 
 
 def monarch_to_dense(
-    params: Mapping[str, jax.Array], shape: MonarchShape | None = None
+    params: Mapping[str, jax.Array],
+    shape: MonarchShape | None = None,
+    *,
+    blocked: bool = False,
 ) -> jax.Array:
     """The dense matrix of two factors, accumulated in float32 or better and rounded once.
 
     Args:
       params: {"w1": (..., k, q, p), "w2": (..., l, s, r)}; leading axes are a stack.
       shape: None if nothing is padded.
+      blocked: the order of the outputs, as for `monarch_apply`.
 
     Returns:
       (..., n_out, n_in), in the factors' dtype.
@@ -70,15 +74,20 @@ def monarch_to_dense(
     w1, w2 = params["w1"], params["w2"]
     if shape is None:
         shape = shape_of({"w1": w1[(0,) * (w1.ndim - 3)], "w2": w2[(0,) * (w2.ndim - 3)]})
-    return _to_dense(w1, w2, shape=shape)
+    return _to_dense(w1, w2, shape=shape, blocked=blocked)
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def _to_dense(w1: jax.Array, w2: jax.Array, *, shape: MonarchShape) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("shape", "blocked"))
+def _to_dense(w1: jax.Array, w2: jax.Array, *, shape: MonarchShape, blocked: bool) -> jax.Array:
     left, right = slice_factors(w1, w2, shape)
     wide = None if jnp.iscomplexobj(w1) else accumulator(w1.dtype)
+    order = "js" if blocked else "sj"
     dense = jnp.einsum(
-        "...kjes,...kjep->...sjkp", left, right, precision="highest", preferred_element_type=wide
+        f"...kjes,...kjep->...{order}kp",
+        left,
+        right,
+        precision="highest",
+        preferred_element_type=wide,
     )
     dense = dense.reshape(*dense.shape[:-4], shape.s * shape.l, shape.k * shape.p)
     return dense[..., : shape.n_out, : shape.n_in].astype(w1.dtype)

@@ -183,3 +183,39 @@ def test_weights_that_are_no_kernels():
             {"kernel": kernel(8, 8)},
             [("kernel", "monarch", {}), ("kernel/w1", "low_rank", {"rank": 1})],
         )
+
+
+@pytest.mark.parametrize(
+    ("shape", "hyper"),
+    [
+        ((16, 24), {"nblocks": 4}),
+        ((10, 7), {"nblocks": 4}),  # padded on both sides
+        ((64, 64), {"k": 8, "l": 4, "rank": 2}),
+    ],
+)
+def test_blocked_outputs_are_the_same_matrix_in_another_order(shape, hyper):
+    w = jax.random.normal(jax.random.key(0), shape)
+    blocked = Monarch.from_dense(w, blocked=True, **hyper)
+    # Output t l + j of an interleaved matrix is output j s + t of a blocked one.
+    blocks, s = blocked.sizes.l, blocked.sizes.s
+    order = np.arange(blocks * s).reshape(blocks, s).T.ravel()
+    padded = jnp.pad(w, ((0, 0), (0, blocks * s - shape[1])))
+    plain = Monarch.from_dense(padded[:, order], **hyper).to_dense()
+    back = np.zeros((shape[0], blocks * s), np.float32)
+    back[:, order] = plain
+    np.testing.assert_allclose(blocked.to_dense(), back[:, : shape[1]], atol=1e-5)
+    x, y = jnp.ones((3, shape[0])), jnp.ones((3, shape[1]))
+    np.testing.assert_allclose(x @ blocked, x @ blocked.to_dense(), atol=1e-4)
+    np.testing.assert_allclose(y @ blocked.T, y @ blocked.to_dense().T, atol=1e-4)
+    again = Monarch.from_dense(blocked.to_dense(), blocked=True, **hyper)
+    np.testing.assert_allclose(again.to_dense(), blocked.to_dense(), atol=1e-5)
+
+
+def test_blocked_gradients_are_those_of_the_dense_array():
+    w = Monarch.from_dense(jax.random.normal(jax.random.key(0), (12, 18)), nblocks=3, blocked=True)
+    x = jax.random.normal(jax.random.key(1), (5, 12))
+    actual = jax.grad(lambda w, x: jnp.sum(jnp.sin(x @ w)), (0, 1))(w, x)
+    expected = jax.grad(lambda w, x: jnp.sum(jnp.sin(x @ w.to_dense())), (0, 1))(w, x)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), actual, expected)
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), w)
+    np.testing.assert_allclose(jax.vmap(lambda w: x @ w)(stack)[0], x @ w, atol=1e-5)

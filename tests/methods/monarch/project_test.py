@@ -186,7 +186,7 @@ def test_statistics_of_the_inputs(rank):
         whitened = a.reshape(4, 4, 4, 4)[:, j, kk] @ np.linalg.cholesky(blocks[kk])
         best += np.square(np.linalg.svd(whitened, compute_uv=False)[1:]).sum()
     with jax.enable_x64(True):
-        project = jax.jit(project_to_monarch, static_argnames=("shape", "sweeps"))
+        project = project_to_monarch
         params, residual = project(jnp.asarray(a), shape, gram_blocks=jnp.asarray(blocks))
         w = monarch_to_dense(params, shape)
         np.testing.assert_allclose(residual, np.sqrt(best), rtol=1e-10)
@@ -243,7 +243,7 @@ def test_what_is_not_finite():
     a = jnp.ones((16, 16)).at[3, 4].set(jnp.nan)
     with pytest.raises(ValueError, match="1 of 256 entries of the matrix are not finite"):
         project_to_monarch(a, square(16, 4))
-    for options in ({}, {"gram": jnp.eye(16)}, {"method": "subspace"}):
+    for options in ({}, {"gram": jnp.eye(16), "method": "subspace"}):
         _, residual = jax.jit(lambda a, o=options: project_to_monarch(a, square(16, 4), **o))(a)
         assert bool(jnp.isnan(residual))
 
