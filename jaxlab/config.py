@@ -55,8 +55,9 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
     c.compress = ConfigDict(sort_keys=False)  # rules: {label: {path, name, ...}}; first match wins
     c.compress_at = 0.0  # fraction of the steps after which the rules apply
     # Training batches that one-shot methods see the inputs of their layers in; `sequential`
-    # compresses layer by layer, each on the inputs behind those already compressed.
-    c.calibrate = ConfigDict({"batches": 0, "sequential": False})
+    # compresses layer by layer, each on the inputs behind those already compressed; `correct_bias`
+    # lets a layer's bias take over what compression changes in the mean of its outputs.
+    c.calibrate = ConfigDict({"batches": 0, "sequential": False, "correct_bias": True})
     c.phases = ConfigDict(sort_keys=False)  # {label: {at, name, ...}}: changes of structure
     c.freeze = ()  # patterns of paths that are not trained
     c.ema = 0.0  # decay of the running average of parameters; 0 keeps none

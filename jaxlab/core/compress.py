@@ -16,8 +16,13 @@ from jaxlab.core.matrix import Matrix, is_matrix
 Rule = tuple[str, str, dict[str, Any]]
 # What a caller can tell methods about a path, by the name of the argument.
 Offered = Callable[[str], dict[str, Any]]
-# Arguments that only a caller can give: arrays, which no config can write down.
-_MEASURED = frozenset({"gram"})
+# Arguments that only a caller can give, because they are measured, and how one comes by them.
+_MEASURED = {
+    "gram": "calibrate.batches, or compress_calibrated",
+    "gradient_gram": "calibrate.batches, or compress_calibrated",
+    "cross": "calibrate.sequential, or compress_calibrated(sequential=True)",
+    "center": "calibrate.correct_bias, for layers that have a bias",
+}
 
 
 def compress(
@@ -59,7 +64,15 @@ def compress(
         _check_rule(pattern, method, hyper)
     walk = _Walk(rules, key, offered)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_matrix)
-    compressed = treedef.unflatten([walk.visit(path_str(path), leaf) for path, leaf in leaves])
+    # An array is let go as soon as it is replaced: a caller that keeps none needs no second copy.
+    del params
+    leaves.reverse()
+    made = []
+    while leaves:
+        path, leaf = leaves.pop()
+        made.append(walk.visit(path_str(path), leaf))
+        del leaf
+    compressed = treedef.unflatten(made)
     if strict:
         walk.matcher.check_all_used()
     return compressed
@@ -77,7 +90,12 @@ def declares(method: str, argument: str) -> bool:
 def _check_rule(pattern: str, method: str, hyper: dict[str, Any]) -> None:
     from_dense = registry.get("matrix", method).from_dense
     owner = f"compress: rule {pattern!r}: method {method!r}"
-    supplied = {"w", "key"} | {name for name in _MEASURED if declares(method, name)}
+    measured = {name for name in _MEASURED if declares(method, name)}
+    for name in sorted(measured & set(hyper)):
+        raise ValueError(
+            f"{owner}: {name!r} is set by the program and not by a config; by {_MEASURED[name]}"
+        )
+    supplied = {"w", "key"} | measured
     registry.check_arguments(owner, from_dense, hyper, supplied=supplied)
 
 

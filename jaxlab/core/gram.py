@@ -20,12 +20,14 @@ class Gram(NamedTuple):
       tail: (..., d), what the rounding took from the mean: without it a mean far from 0 would lose
         in each merge what distinguishes two batches.
       m2: (..., d, d), the sum of weight * (x - mean) (x - mean)^T.
+      absmean: (..., d), the mean of |x|.
     """
 
     count: jax.Array
     mean: jax.Array
     tail: jax.Array
     m2: jax.Array
+    absmean: jax.Array
 
     @property
     def second_moment(self) -> jax.Array:
@@ -38,6 +40,45 @@ class Gram(NamedTuple):
         squares = jnp.diagonal(self.m2, axis1=-2, axis2=-1)
         return jnp.sqrt(squares + self.count[..., None] * jnp.square(self.mean))
 
+    def moment(self, *, center: bool) -> jax.Array:
+        """E[x x^T], (..., d, d), or about the mean: the covariance."""
+        return (self.m2 if center else self.second_moment) / self.count[..., None, None]
+
+
+class Cross(NamedTuple):
+    """Moments of pairs (x, y) of vectors, such as a layer's inputs before and after a change.
+
+    Attributes:
+      gram: of y.
+      mean: (..., d), of x.
+      covariance: (..., d, d), E[(x - mean x) (y - mean y)^T].
+    """
+
+    gram: Gram
+    mean: jax.Array
+    covariance: jax.Array
+
+    def moment(self, *, center: bool) -> jax.Array:
+        """E[x y^T], (..., d, d), or about the means: the covariance."""
+        if center:
+            return self.covariance
+        return self.covariance + self.mean[..., :, None] * self.gram.mean[..., None, :]
+
+
+def gram_split(joint: Gram) -> Cross:
+    """The moments of pairs from those of the vectors (x, y) of length 2 d.
+
+    >>> pairs = jnp.array([[1.0, 2.0], [3.0, 6.0]])
+    >>> gram_split(gram_update(gram_init(2), pairs)).covariance.tolist()
+    [[2.0]]
+    """
+    d = joint.mean.shape[-1] // 2
+    vectors = (leaf[..., d:] for leaf in (joint.mean, joint.tail, joint.absmean))
+    mean, tail, absmean = vectors
+    gram = Gram(joint.count, mean, tail, joint.m2[..., d:, d:], absmean)
+    covariance = joint.m2[..., :d, d:] / joint.count[..., None, None]
+    return Cross(gram, joint.mean[..., :d], covariance)
+
 
 def gram_init(d: int, *, stack: tuple[int, ...] = (), dtype: Any = jnp.float32) -> Gram:
     """The statistics of no vectors of length `d`, or a stack of such.
@@ -45,7 +86,7 @@ def gram_init(d: int, *, stack: tuple[int, ...] = (), dtype: Any = jnp.float32) 
     >>> gram_init(3).second_moment.shape
     (3, 3)
     """
-    zeros = [jnp.zeros((*stack, *shape), dtype) for shape in ((), (d,), (d,), (d, d))]
+    zeros = [jnp.zeros((*stack, *shape), dtype) for shape in ((), (d,), (d,), (d, d), (d,))]
     return Gram(*zeros)
 
 
@@ -106,7 +147,8 @@ def gram_merge(a: Gram, b: Gram) -> Gram:
     delta = (b.mean - a.mean) + (b.tail - a.tail)
     mean, tail = _two_sum(a.mean, a.tail + share[..., None] * delta)
     m2 = a.m2 + b.m2 + (a.count * share)[..., None, None] * _outer(delta)
-    merged = Gram(count, mean, tail, m2)
+    absmean = a.absmean + share[..., None] * (b.absmean - a.absmean)
+    merged = Gram(count, mean, tail, m2, absmean)
     merged = jax.tree.map(lambda new, old: _where(b.count == 0, old, new), merged, a)
     return jax.tree.map(lambda new, old: _where(a.count == 0, old, new), merged, b)
 
@@ -128,19 +170,21 @@ def gram_allreduce(gram: Gram, axis_name: str) -> Gram:
     mean_offset = jax.lax.psum(share * offset, axis_name)
     spread = gram.count[..., None, None] * _outer(offset - mean_offset)
     mean, tail = _two_sum(near, mean_offset)
-    return Gram(count, mean, tail, jax.lax.psum(gram.m2 + spread, axis_name))
+    m2 = jax.lax.psum(gram.m2 + spread, axis_name)
+    return Gram(count, mean, tail, m2, jax.lax.psum(share * gram.absmean, axis_name))
 
 
 class Sums(NamedTuple):
     """Sums over vectors about a fixed shift c, which add up where a `Gram` would have to merge.
 
     count: (...), of weights; first: (..., d), of weight * (x - c); second: (..., d, d), of
-    weight * (x - c) (x - c)^T.
+    weight * (x - c) (x - c)^T; absolute: (..., d), of weight * |x|, about 0.
     """
 
     count: jax.Array
     first: jax.Array
     second: jax.Array
+    absolute: jax.Array
 
 
 def shifted_sums(rows: jax.Array, shift: jax.Array, weight: jax.Array) -> Sums:
@@ -150,7 +194,9 @@ def shifted_sums(rows: jax.Array, shift: jax.Array, weight: jax.Array) -> Sums:
     scaled = jnp.sqrt(weight)[:, None] * offset
     second = jnp.matmul(scaled.T, scaled, precision="highest")
     first = jnp.matmul(weight, offset, precision="highest")
-    return Sums(jnp.sum(weight), first, second)
+    alive = jnp.where(weight[:, None] > 0, jnp.abs(rows), jnp.zeros_like(rows))
+    absolute = jnp.matmul(weight, alive, precision="highest")
+    return Sums(jnp.sum(weight), first, second, absolute)
 
 
 def gram_of_sums(shift: jax.Array, sums: Sums) -> Gram:
@@ -158,7 +204,8 @@ def gram_of_sums(shift: jax.Array, sums: Sums) -> Gram:
     count = jnp.where(sums.count > 0, sums.count, 1)
     offset = sums.first / count[..., None]
     mean, tail = _two_sum(shift, offset)
-    return Gram(sums.count, mean, tail, sums.second - count[..., None, None] * _outer(offset))
+    m2 = sums.second - count[..., None, None] * _outer(offset)
+    return Gram(sums.count, mean, tail, m2, sums.absolute / count[..., None])
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -95,6 +95,11 @@ class Matrix:
         """The matrix in this form that is nearest to `w`, in the sense that the method defines."""
         raise NotImplementedError
 
+    @classmethod
+    def needs(cls, hyper: dict[str, Any]) -> frozenset[str]:
+        """Costly statistics that `from_dense` asks of calibration: "gradient_gram", "cross"."""
+        return frozenset()
+
     def to_dense(self) -> jax.Array:
         """The dense array (..., d_in, d_out), accumulated in float32 or better and cast once."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from jaxlab.core.registry import register
 from jaxlab.interop.bert import EncoderConfig, export_minilm, load_minilm, minilm_folder
@@ -222,7 +223,7 @@ def check_tokens(ids: Any, mask: Any, *, cfg: EncoderConfig) -> None:
             f"sentence_encoder: {np.shape(ids)[1]} tokens are more than the encoder's "
             f"{cfg.positions} positions; nearest: {cfg.positions}"
         )
-    if isinstance(ids, jax.core.Tracer) or not np.size(ids):
+    if isinstance(ids, Tracer) or not np.size(ids):
         return
     low, high = int(np.min(ids)), int(np.max(ids))
     if low < 0 or high >= cfg.vocab:

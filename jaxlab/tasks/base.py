@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -41,6 +42,10 @@ class Task(Protocol):
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean loss of a batch and further scalars; pure."""
+        ...
+
+    def calibration_weight(self, batch: Batch) -> jax.Array:
+        """What rows or tokens of a batch count in statistics of inputs: 0 for padding; pure."""
         ...
 
     def eval_batches(self) -> Iterator[Batch]:
@@ -81,9 +86,9 @@ class Network:
         """Parameters as nested dicts of arrays."""
         return nnx.to_pure_dict(nnx.state(self._make(key)))
 
-    def apply(self, params: Any, x: jax.Array) -> jax.Array:
-        """The model's output for a batch."""
-        return nnx.merge(self._graph, params)(x)
+    def apply(self, params: Any, *inputs: jax.Array) -> jax.Array:
+        """The model's output for the inputs that it takes, most often one."""
+        return nnx.merge(self._graph, params)(*inputs)
 
 
 class NetworkTask:
@@ -121,6 +126,10 @@ class NetworkTask:
     def batch(self, step: int) -> Batch:
         """The training batch of a step."""
         return self._data.batch(step)
+
+    def calibration_weight(self, batch: Batch) -> jax.Array:
+        """1 for every row: nothing is padding."""
+        return jnp.ones(())
 
     def eval_batches(self) -> Iterator[Batch]:
         """The held-out batches, each with "weight"."""

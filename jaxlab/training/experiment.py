@@ -60,7 +60,8 @@ class Experiment:
         self._check_numbers()
         self.task = build_task(config)
         self.tx, self.rate = make_optimizer(config["optim"], steps=max(self.steps, 1))
-        self.phases = make_phases(config, Surroundings(self.steps, 0, self.loss, self.batch))
+        around = Surroundings(self.steps, 0, self.loss, self.batch, self.task.calibration_weight)
+        self.phases = make_phases(config, around)
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.dense = jax.eval_shape(self.task.init, key)
         self.loaded = load_init(config["init"], self.dense) if config["init"] else None

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from tqdm import tqdm
 
 from jaxlab.core import compress as core_compress
 from jaxlab.core import registry
 from jaxlab.core.calibration import compress_calibrated
 from jaxlab.core.lifecycle import at
+from jaxlab.core.plan import Plan
 from jaxlab.optim import carry
 
 # (params, optimizer state, key) -> (params, optimizer state or None)
@@ -28,12 +31,14 @@ class Surroundings(NamedTuple):
       start: the step before which the phase is applied.
       loss: (params, batch) -> scalar, the task's loss.
       batch: step -> the training batch of that step, on its devices.
+      weight: batch -> what its rows or tokens count in statistics of the layers' inputs.
     """
 
     steps: int
     start: int
     loss: Callable[[Any, Any], jax.Array]
     batch: Callable[[int], Any]
+    weight: Callable[[Any], jax.Array]
 
 
 class Phase(NamedTuple):
@@ -55,6 +60,7 @@ def compress(
     rules: Sequence[tuple[str, str, Mapping[str, Any]]],
     batches: int = 0,
     sequential: bool = False,
+    correct_bias: bool = True,
 ) -> Transform:
     """Applies compress rules, (pattern, method, hyper-parameters), to the parameters.
 
@@ -65,6 +71,8 @@ def compress(
         layers' inputs; 0 for none.
       sequential: whether a layer's inputs are those behind the layers compressed before it, in the
         order in which the model uses them, and not those of the whole uncompressed model.
+      correct_bias: whether the biases of layers with known inputs take over what compression
+        changes in the mean of their outputs.
     """
     if isinstance(batches, bool) or batches < 0:
         raise ValueError(f"compress: batches={batches!r} must be 0 or more")
@@ -85,11 +93,21 @@ def compress(
     def loss_fn(params, batch):
         return run.loss(at(params, jnp.float32(run.start / steps)), batch)
 
+    def shown(data, label):
+        # disable=None: no bar where nobody watches.
+        return tqdm(data, label, total=batches, unit="batch", leave=False, disable=None)
+
     def transform(params, opt, key):
         if not batches:
             return core_compress.compress(params, rules, key=key, offered=offered), None
-        data = [run.batch(step) for step in range(batches)]
-        how: dict[str, Any] = {"sequential": sequential, "key": key, "offered": offered}
+        how: dict[str, Any] = {"sequential": sequential, "correct_bias": correct_bias}
+        how |= {"key": key, "offered": offered}
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
+            # An experiment asks for shapes before it has any data.
+            shapes = Plan(params, rules, **how).shapes(params)
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), None
+        data = lambda: (run.batch(step) for step in range(batches))  # noqa: E731
+        how |= {"weight": run.weight, "progress": shown}
         return compress_calibrated(loss_fn, params, rules, data, **how), None
 
     return transform

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxlab
-from jaxlab.core import calibration
+from jaxlab.core import collect
 from jaxlab.core.calibration import Gram, collect_grams, gram_init, gram_update
 from jaxlab.models.decoder import decoder
 from jaxlab.models.layers import patches
@@ -154,12 +154,12 @@ def test_the_model_is_not_differentiated():
         traces.append(x.shape)
         return functools.reduce(lambda x, i: jnp.tanh(x @ params[i]), sorted(params), x)
 
-    observer = calibration._Observer(deep, params, ["3"], None)
+    observer = collect.Observer(deep, params, ["3"], None)
     observer.collect(params, [x, x, x])
     # Once to find the uses, and once to compile, however many batches there are.
     assert len(traces) == 2
     compiled = observer.step.lower(
-        calibration._no_grams(params, ["3"]), jnp.bool(True), None, params, x
+        collect.no_grams(params, ["3"]), jnp.bool(True), None, params, x
     ).compile()
     product, statistics = 2 * 16 * d * d, 2 * 16 * d * d
     flops = compiled.cost_analysis()["flops"]

@@ -87,7 +87,11 @@ def test_sequential_sees_what_is_compressed_before():
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_methods_without_inputs_and_what_others_offer(sequential):
-    rules = [("z", "pruned_by_inputs", {}), ("m", "low_rank", {"rank": 2}), ("a", "dense", {})]
+    rules = [
+        ("z", "pruned_by_inputs", {}),
+        ("m", "low_rank", {"rank": 2, "decomposition": "svd"}),
+        ("a", "dense", {}),
+    ]
     got = compress_calibrated(
         model, PARAMS, rules, BATCHES, sequential=sequential, offered=lambda _: {"total_steps": 5}
     )
@@ -128,7 +132,7 @@ def test_refusals_come_before_the_data():
 
     refused([("q", "pruned_by_inputs", {})], "matches no path")
     refused([("z", "pruned_by_inputs", {"gram": 1})], "'gram' is set by the program")
-    refused([("z", "low_rank", {"gram": 1})], "takes no 'gram'")
+    refused([("z", "dense", {"gram": 1})], "takes no 'gram'")
     refused([("m", "pruned_by_inputs", {}), ("z", "low_rank", {"rank": 9})], "nearest: 8")
     refused(RULES, "read.*once for each kernel; nearest: a list", iter(BATCHES), sequential=True)
     refused(RULES, "there are no batches", [], sequential=True)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxlab.core.gram import Gram, gram_allreduce, gram_init, gram_merge, gram_update
+from jaxlab.core.gram import (
+    Gram,
+    gram_allreduce,
+    gram_init,
+    gram_merge,
+    gram_split,
+    gram_update,
+)
 
 
 def draw(tokens=60, d=5, seed=0):
@@ -19,18 +26,20 @@ def of(x, weight=None, dtype=jnp.float32):
 
 
 def moments(x, weight=None):
-    """Count, mean and m2 in float64."""
+    """Count, mean, m2 and mean size in float64."""
     x = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     weight = np.ones(len(x)) if weight is None else np.asarray(weight, np.float64).reshape(-1)
     mean = weight @ x / weight.sum()
-    return weight.sum(), mean, (weight[:, None] * (x - mean)).T @ (x - mean)
+    m2 = (weight[:, None] * (x - mean)).T @ (x - mean)
+    return weight.sum(), mean, m2, weight @ np.abs(x) / weight.sum()
 
 
 def assert_equal(gram, expected, rtol=1e-6):
-    count, mean, m2 = expected
+    count, mean, m2, absmean = expected
     np.testing.assert_allclose(gram.count, count, rtol=rtol)
     np.testing.assert_allclose(gram.mean, mean, rtol=rtol, atol=rtol)
     np.testing.assert_allclose(gram.m2, m2, rtol=rtol, atol=rtol * np.abs(m2).max())
+    np.testing.assert_allclose(gram.absmean, absmean, rtol=rtol)
 
 
 def test_one_shot_and_properties(maybe_jit):
@@ -51,7 +60,7 @@ def test_merge_is_associative_and_equals_one_shot():
 
 
 def error_of_m2(gram, x):
-    _, _, m2 = moments(x)
+    _, _, m2, _ = moments(x)
     return np.abs(np.asarray(gram.m2, np.float64) - m2).max() / np.abs(m2).max()
 
 
@@ -109,6 +118,17 @@ def test_allreduce_equals_the_merge():
         both = fn(Gram(*(jnp.stack(leaves) for leaves in zip(*pair, strict=True))))
         for member in range(2):
             assert_equal(Gram(*(leaf[member] for leaf in both)), moments(x))
+
+
+def test_moments_of_pairs():
+    x, y = draw(), draw(seed=1) - 3
+    cross = gram_split(of(jnp.concatenate([x, y], axis=-1)))
+    assert_equal(cross.gram, moments(y))
+    wide = [np.asarray(z, np.float64) for z in (x, y)]
+    np.testing.assert_allclose(cross.mean, wide[0].mean(0), rtol=1e-6)
+    about = [z - z.mean(0) for z in wide]
+    for center, (a, b) in ((True, about), (False, wide)):
+        np.testing.assert_allclose(cross.moment(center=center), a.T @ b / 60, rtol=1e-5, atol=1e-5)
 
 
 def test_refusals():

@@ -137,6 +137,25 @@ def test_attention_in_bfloat16_has_float32_logits():
     np.testing.assert_allclose(y[0, 0, 0, :2].astype(jnp.float32), [1 - share, share], atol=3e-3)
 
 
+def test_masked_keys_are_as_if_absent():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 5, h, 4)), jnp.float32) for h in (4, 2, 2))
+    mask = jnp.arange(5)[None] < jnp.array([[3], [0]])
+
+    def total(k, mask):
+        y = attention(q, k, v, causal=False, mask=mask)
+        return jnp.sum(y**2), y
+
+    (_, y), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(k, mask)
+    apply = jax.jit(lambda q, k, v: attention(q, k, v, causal=False))
+    np.testing.assert_allclose(y[:1, :3], apply(q[:1, :3], k[:1, :3], v[:1, :3]), atol=1e-6)
+    # No key at all: nothing of meaning, and nothing that is not a number.
+    assert np.isfinite(y).all()
+    assert np.isfinite(grads).all()
+    np.testing.assert_array_equal(grads[0, 3:], 0)
+    assert np.abs(grads[0, :3]).min() > 0
+
+
 def test_normalize_takes_statistics_in_float32():
     x = (300 + randn(0, 2, 64)).astype(jnp.bfloat16)
     y = normalize(nnx.LayerNorm(64, use_fast_variance=False, rngs=nnx.Rngs(0)), x)

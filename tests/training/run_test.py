@@ -10,6 +10,8 @@ import pytest
 
 import jaxlab
 from jaxlab.config import base_config
+from jaxlab.core.cost import nbytes
+from jaxlab.tasks.base import NetworkTask
 from jaxlab.training.checkpoint import Checkpoints
 from jaxlab.training.experiment import Experiment
 from jaxlab.training.logging import read_metrics
@@ -142,6 +144,23 @@ def test_multiplying_factors_out_does_not_move_the_loss(tmp_path, opt_state):
     assert summary["methods"] == []
     (switch,) = [m for m in read_metrics(tmp_path / "metrics.jsonl") if m.get("phase") == "open"]
     assert abs(switch["loss_after"] - switch["loss_before"]) < 1e-5 * switch["loss_before"]
+
+
+def test_shapes_of_a_calibrated_phase_need_no_data(tmp_path, monkeypatch):
+    changes = {
+        "compress": {"all": {"path": "layers/0/kernel", "name": "low_rank", "rank": 4}},
+        "calibrate__batches": 2,
+    }
+
+    def refuse(self, step):
+        raise AssertionError("an experiment was built with data")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkTask, "batch", refuse)
+        experiment = Experiment(config(tmp_path, **changes))
+    shapes = experiment.structures[-1].params
+    trained = Run(experiment).train()
+    assert trained["bytes"]["finalized"] == nbytes(shapes)
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):

@@ -1,0 +1,1 @@
+"""Numerical methods beside compression: pure functions, one file each."""
