@@ -10,6 +10,8 @@ take. Every round runs all programs once; the median is over the rounds.
 
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 9, "Measurements of each program.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
 
 
-def programs(n_in: int, n_out: int, nblocks: int) -> tuple[dict, dict]:
+def programs(n_in: int, n_out: int, nblocks: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compiled functions and their arguments, by name, and what they store and compute."""
     dtype = jnp.dtype(_DTYPE.value)
     keys = jax.random.split(jax.random.key(0), 4)
@@ -36,13 +38,13 @@ def programs(n_in: int, n_out: int, nblocks: int) -> tuple[dict, dict]:
     dense = jax.random.normal(keys[2], (n_in, n_out), dtype) / n_in**0.5
     shape = monarch_shapes(n_in, n_out, nblocks=nblocks)
     factors = init_monarch(keys[3], shape, dtype=dtype)
-    products = {
+    products: dict[str, tuple[Any, Callable[..., jax.Array]]] = {
         "dense": (dense, lambda w, x: x @ w),
         "monarch": (factors, lambda w, x: monarch_apply(w, x, shape)),
         "middle kept": (factors, lambda w, x: monarch_apply(w, x, shape, save_h=True)),
         "blocked": (factors, lambda w, x: monarch_apply(w, x, shape, blocked=True)),
     }
-    made = {}
+    made: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
     for name, (w, product) in products.items():
 
         def trained(w, x, g, product=product):

@@ -45,10 +45,10 @@ def in_cohorts(tx: optax.GradientTransformation) -> optax.GradientTransformation
     """
     inner = optax.with_extra_args_support(tx)
 
-    def init(params):
+    def init(params) -> Any:
         return Cohorts((inner.init(params),))
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params=None, **extra) -> tuple[Any, Any]:
         groups = members(updates, state.paths)
         new, states = None, []
         for group, part in zip(groups, state.states, strict=True):

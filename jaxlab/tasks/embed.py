@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxlab.core import registry
 from jaxlab.data.batching import padded_batches
+from jaxlab.interop.initial import load_init
 from jaxlab.tasks.base import Batch, Metrics, NetworkTask, Quality
-from jaxlab.training.experiment import load_init
 
 _RECALLS = (1, 10)
 _TEXTS = ("ids", "mask")

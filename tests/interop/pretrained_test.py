@@ -9,6 +9,7 @@ import pytest
 
 from jaxlab.core import registry
 from jaxlab.interop.artefact import save
+from jaxlab.interop.initial import load_init
 from jaxlab.interop.pretrained import (
     is_published,
     load_pretrained,
@@ -17,7 +18,6 @@ from jaxlab.interop.pretrained import (
     unstack_layers,
     write_tensors,
 )
-from jaxlab.training.experiment import load_init
 
 
 def _tensors():

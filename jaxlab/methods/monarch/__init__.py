@@ -25,10 +25,12 @@ from jaxlab.methods.monarch.shape import (
     monarch_shapes,
 )
 from jaxlab.methods.monarch.slices import monarch_to_dense
+from jaxlab.optim.carry import densify_state
 
 __all__ = [
     "Monarch",
     "MonarchShape",
+    "densify_state",
     "dft_monarch",
     "factor_mmstar",
     "init_monarch",
