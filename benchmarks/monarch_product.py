@@ -71,7 +71,8 @@ def main(argv: list[str]) -> None:
     result = {"tokens": _TOKENS.value, "dtype": _DTYPE.value, "cells": {}}
     for size in _SIZES.value:
         for nblocks in map(int, _BLOCKS.value):
-            made, cell = programs(*map(int, size.split("x")), nblocks)
+            n_in, n_out = map(int, size.split("x"))
+            made, cell = programs(n_in, n_out, nblocks)
             for program, arguments in made.values():
                 jax.block_until_ready(program(*arguments))
             rounds = [{n: timed(*p) for n, p in made.items()} for _ in range(_ROUNDS.value)]
