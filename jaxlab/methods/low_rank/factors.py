@@ -158,7 +158,9 @@ def whiten_factorize(
 ) -> Factors:
     """SVD-LLM: the singular values of W S for G = S S^T, the inputs' second moments, and S undone.
 
-    The product is that of the uncentred `lord_factorize`, for every root S.
+    The product is that of the uncentred `lord_factorize`, U U^T W with the left singular vectors U,
+    for every root S. S is undone in that form, which inverts nothing: a pseudo-inverse would also
+    drop what W does to inputs that calibration has not seen.
 
     Args:
       w: (..., o, i), floating.
@@ -183,10 +185,14 @@ def whiten_factorize(
     check_rank(w, rank)
     if root not in _ROOTS:
         raise ValueError(f"low_rank: root={root!r} is unknown; {suggest(root, _ROOTS)}")
+    to_left, _ = _POWERS[_checked(split)]
     wide, g = moments(w, gram)
-    s, undo = _ROOTS[root](g)
-    w2, w1 = _svd(product(wide, s), rank, split)
-    return packed(w, undo(w1), w2, b)
+    left, s, _ = jnp.linalg.svd(product(wide, _ROOTS[root](g)), full_matrices=False)
+    left, s = left[..., :, :rank], s[..., :rank]
+    scale = jnp.maximum(s, 1e-6 * s[..., :1])
+    scale = jnp.where(scale > 0, scale, 1) ** to_left
+    w1 = product(jnp.swapaxes(left, -1, -2), wide) / scale[..., :, None]
+    return packed(w, w1, left * scale[..., None, :], b)
 
 
 def kfac_factorize(
@@ -229,10 +235,10 @@ def kfac_factorize(
     wide, g = moments(w, gram_in)
     _, h = moments(w, gram_out, axis=-2)
     dtype = jnp.promote_types(g.dtype, h.dtype)
-    right, undo = _by_eigh(_damped(g.astype(dtype), damp))
-    left, undo_left = _by_eigh(_damped(h.astype(dtype), damp))
+    right, undo_right = symmetric_root(_damped(g.astype(dtype), damp))
+    left, undo_left = symmetric_root(_damped(h.astype(dtype), damp))
     m2, m1 = _svd(product(product(left, wide.astype(dtype)), right), rank, "balanced")
-    w1, w2 = undo(m1), jnp.swapaxes(undo_left(jnp.swapaxes(m2, -1, -2)), -1, -2)
+    w1, w2 = product(m1, undo_right), product(undo_left, m2)
     if _POWERS[_checked(split)][0] == 0:
         w2, rest = jnp.linalg.qr(w2)
         w1 = product(rest, w1)
@@ -278,12 +284,11 @@ def _svd(m: jax.Array, rank: int, split: str) -> tuple[jax.Array, jax.Array]:
     return u, (s**to_right)[..., :, None] * right[..., :rank, :]
 
 
-def _by_eigh(g: jax.Array) -> tuple[jax.Array, Any]:
-    root, inverse = symmetric_root(g)
-    return root, lambda rows: product(rows, inverse)
+def _by_eigh(g: jax.Array) -> jax.Array:
+    return symmetric_root(g)[0]
 
 
-def _by_cholesky(g: jax.Array) -> tuple[jax.Array, Any]:
+def _by_cholesky(g: jax.Array) -> jax.Array:
     lower = jnp.linalg.cholesky(g)
     # The share of each input's square that the inputs before it do not explain: of a singular G,
     # rounding leaves something positive now and then.
@@ -295,13 +300,7 @@ def _by_cholesky(g: jax.Array) -> tuple[jax.Array, Any]:
             "low_rank: root='cholesky' needs a positive definite gram, and this one is singular to "
             "rounding; nearest: root='eigh', or more inputs than channels"
         )
-
-    def undo(rows: jax.Array) -> jax.Array:
-        columns = jnp.swapaxes(rows, -1, -2)
-        solved = jax.scipy.linalg.solve_triangular(lower, columns, trans=1, lower=True)
-        return jnp.swapaxes(solved, -1, -2)
-
-    return lower, undo
+    return lower
 
 
 _ROOTS = {"eigh": _by_eigh, "cholesky": _by_cholesky}

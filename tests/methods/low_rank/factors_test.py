@@ -137,6 +137,10 @@ def test_fewer_inputs_than_channels():
     gram = gram_of(x)
     for params in (lord_factorize(w, None, gram, 5)[0], whiten_factorize(w, gram, 5)):
         assert error(params, w, x) < 1e-7
+    # Inputs that were not seen keep what W does to them, in both forms.
+    lord, _ = lord_factorize(w, None, gram, 3, center=False)
+    whitened = whiten_factorize(w, gram, 3)
+    np.testing.assert_allclose(merge_lowrank(whitened)[0], merge_lowrank(lord)[0], atol=1e-8)
     with pytest.raises(ValueError, match="root='eigh'"):
         whiten_factorize(w, gram, 4, "cholesky")
 
