@@ -258,12 +258,13 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
 def symmetric_root(g: jax.Array) -> tuple[jax.Array, jax.Array]:
     """G^1/2 and its pseudo-inverse, for symmetric (..., d, d) that is 0 or more but for rounding.
 
-    Below d times the rounding of the largest, eigenvalues are 0.
+    The inverse takes eigenvalues below d times the rounding of the largest for 0. The root keeps
+    them: inputs with a large mean leave that far behind what else distinguishes them.
     """
     values, vectors = jnp.linalg.eigh(g)
     largest = jnp.max(values, axis=-1, keepdims=True)
     alive = values > g.shape[-1] * jnp.finfo(g.dtype).eps * largest
-    root = jnp.sqrt(jnp.where(alive, values, jnp.zeros_like(values)))
+    root = jnp.sqrt(jnp.maximum(values, 0))
     inverse = jnp.where(alive, 1 / jnp.where(alive, root, 1), jnp.zeros_like(root))
     turned = jnp.swapaxes(vectors, -1, -2)
     return tuple(product(vectors * d[..., None, :], turned) for d in (root, inverse))  # pyright: ignore
