@@ -2,9 +2,11 @@
 
 Claim: at most 1 point of accuracy below the dense model (`:dense`), at less than half the bytes.
 Command: python train.py --config=configs/monarch_digits.py
-Wall time, 2 CPU cores: not measured
-Wall time, one H100: not measured
-Result: not measured
+Wall time, 2 CPU cores: 89 s (median of 3, machine shared)
+Wall time, one H100: not run
+Result: accuracy 0.9609 ± 0.0108 finalized,
+  0.9726 ± 0.0054 dense (3 seeds);
+  2.42x smaller on disk
 """
 
 from jaxlab.config import Config, base_config

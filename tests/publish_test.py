@@ -40,20 +40,21 @@ def nm(module):
     return publish_nm, {"cells": {k: {"bits_per_byte": {"finalized": v}} for k, v in cells.items()}}
 
 
-@pytest.mark.parametrize(
-    ("page", "old", "new"),
-    [
-        ("docs/claims.md", "accuracy 0.", "accuracy 1."),
-        ("docs/nm_language_model.md", "Dense: 1.", "Dense: 2."),
-    ],
-)
-def test_a_changed_figure_is_noticed(tmp_path, page, old, new):
+def test_changed_figures_are_noticed(tmp_path):
     for part in ("benchmarks", "configs", "docs"):
         shutil.copytree(ROOT / part, tmp_path / part)
     shutil.copy(ROOT / "README.md", tmp_path)
-    before = (tmp_path / page).read_text()
-    (tmp_path / page).write_text(before.replace(old, new, 1))
-    assert (tmp_path / page).read_text() != before
+    changes = {
+        "docs/claims.md": ("accuracy 0.", "accuracy 1."),
+        "docs/nm_language_model.md": ("Dense: 1.", "Dense: 2."),
+        "docs/reverse_sparsification.md": ("| dense | 1.", "| dense | 2."),
+        "docs/low_rank_digits.md": ("| SVD | ", "| SVD | 1"),
+        "configs/monarch_python_source.py": ("  1.", "  2."),
+    }
+    for page, (old, new) in changes.items():
+        before = (tmp_path / page).read_text()
+        (tmp_path / page).write_text(before.replace(old, new, 1))
+        assert (tmp_path / page).read_text() != before
     done = subprocess.run(
         [sys.executable, "benchmarks/publish.py", "--check"],
         cwd=tmp_path,
@@ -62,7 +63,7 @@ def test_a_changed_figure_is_noticed(tmp_path, page, old, new):
         check=False,
     )
     assert done.returncode == 1
-    assert page in done.stdout
+    assert set(changes) <= set(re.findall(r"[\w/.]+\.(?:md|py)", done.stdout))
 
 
 def test_the_verdict_on_mask_decay_follows_the_results(nm):
@@ -84,6 +85,68 @@ def test_a_tie_is_a_difference_within_the_deviation(nm):
         rows = {"2:4 srste": theirs, **cells}
         result = {"cells": {k: {"bits_per_byte": {"finalized": v}} for k, v in rows.items()}}
         assert claims.ties(result).endswith(found)
+
+
+@pytest.mark.parametrize(
+    ("least", "found"), [(1.0, "reproduced"), (2.5, "undecided"), (3.0, "**not reproduced**")]
+)
+def test_a_margin_is_judged_beyond_a_standard_error(module, least, found):
+    # Mean 2, standard deviation 1, standard error 0.577.
+    assert module("publish_compression").at_least([1.0, 2.0, 3.0], least) == found
+
+
+def test_several_margins_are_as_good_as_the_worst(module):
+    worst = module("publish_compression").worst
+    assert worst(["reproduced", "undecided"]) == "undecided"
+    assert "not" in worst(["undecided", "**not reproduced**", "reproduced"])
+
+
+@pytest.fixture
+def reverse():
+    """Runs of reverse sparsification of which each difference is known."""
+    ends = {"dense": 1.0, "monarch": 1.4, "dense from 0.9": 1.5, "dense from 0.7": 1.3}
+    runs = {
+        f"{variant}, seed {seed}": {
+            "quality": {"finalized": bits + 0.1 * seed + 0.01 * seed * (variant != "monarch")},
+            "steps_per_second": 10.0 if variant == "dense" else 8.0,
+            "phases": [{"loss_before": 0.5, "loss_after": 0.5 - 0.002 * seed}],
+        }
+        for variant, bits in ends.items()
+        for seed in range(2)
+    }
+    return {"runs": runs}
+
+
+def test_reverse_sparsification_is_judged_by_variant_and_seed(module, reverse):
+    claims = module("publish_compression")
+    assert claims.above(reverse, "dense from 0.9", "monarch") == pytest.approx([0.1, 0.11])
+    assert claims.speed_ratio(reverse, "monarch") == pytest.approx(0.8)
+    assert claims.jumps(reverse, "dense from 0.7") == pytest.approx([0.0, 0.002])
+    verdicts = {claim.text: claim.verdict(reverse) for claim in claims.COMPRESSION_CLAIMS[4:8]}
+    seamless, near, nearer, faster = verdicts.values()
+    assert seamless == near == faster == "**not reproduced**"
+    assert nearer == "dense from 0.9: **not reproduced**; dense from 0.7: reproduced"
+
+
+def test_what_was_not_reached_counts_as_never(module):
+    claims = module("publish_numerics")
+    *_, small = claims.NUMERICS_CLAIMS
+    cell = {"ScaledGD from 1e-08": {"iterations": [90, 95]}}
+    result = {"r": 2, "most": 1000, "cells": {"1 4": cell}}
+    assert small.verdict(result) == "reproduced"
+    missed = {"ScaledGD from 1e-08": {"iterations": [60, None]}}
+    result["cells"]["100 4"] = missed
+    assert "not" in small.verdict(result)
+    assert "60 to 95 (1 of 4 not in 1000)" in small.figures(result)
+
+
+def test_a_busy_machine_is_said_beside_the_time(module):
+    publish = module("publish")
+    runs = [{"variant": "default", "wall_seconds": s} for s in (10.0, 30.0, 20.0)]
+    record = {"result": {"at_once": 1, "runs": runs}}
+    assert publish.wall_time(record) == "20 s (median of 3)"
+    record["result"]["shared"] = True
+    assert publish.wall_time(record) == "20 s (median of 3, machine shared)"
 
 
 def test_a_claim_without_its_cells_is_not_run(nm, module, monkeypatch):

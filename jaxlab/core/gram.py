@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 class Gram(NamedTuple):
@@ -63,6 +64,27 @@ class Cross(NamedTuple):
         if center:
             return self.covariance
         return self.covariance + self.mean[..., :, None] * self.gram.mean[..., None, :]
+
+
+def check_gram(owner: str, gram: Gram, d: int, stack: tuple[int, ...]) -> None:
+    """Raises a ValueError unless a method can use `gram` for a kernel, or for each of a stack.
+
+    Args:
+      owner: how the message calls the method.
+      gram: the statistics; their values are looked at outside jit only.
+      d: length of the vectors.
+      stack: leading axes of the kernels.
+    """
+    if gram.mean.shape not in ((d,), (*stack, d)):
+        raise ValueError(
+            f"{owner}: a gram of vectors of shape {gram.mean.shape} does not fit; nearest: {(d,)}"
+        )
+    if any(isinstance(leaf, Tracer) for leaf in gram):
+        return
+    if not bool(jnp.all(gram.count > 0)):
+        raise ValueError(f"{owner}: the gram has seen no vectors (count 0); nearest: one batch")
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in gram):
+        raise ValueError(f"{owner}: the gram is not finite; an input was infinite or NaN")
 
 
 def gram_split(joint: Gram) -> Cross:

@@ -5,6 +5,7 @@ AAAI 2023, for the target: the output of the original layer on the original inpu
 moments of the original inputs with the changed ones.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -30,6 +31,8 @@ from jaxlab.core.matrix import accumulator, to_dense
 from jaxlab.core.observe import Capture, Captured, Uses
 from jaxlab.core.plan import Plan
 
+_log = logging.getLogger(__name__)
+
 
 def compress_one_by_one(
     plan: Plan,
@@ -42,6 +45,9 @@ def compress_one_by_one(
     """`params` compressed by a plan in the order in which the model first uses the kernels."""
     used = observer.order(params, next(iter(opened(batches)), None))
     weights, made, acting = kernels(params), {}, params
+    for path in used:
+        if weights[path].ndim > 2:
+            _log.warning("calibration: %r is a stack, whose layers are compressed at once", path)
     # What the model never multiplies has no inputs to wait for.
     for path in [*(p for p in plan.paths if p not in used), *used]:
         told, means = {}, {}

@@ -111,6 +111,7 @@ def docstrings(
     max_pairs: int = 512,
     eval_pairs: int = 512,
     draw: int = 0,
+    eval_draw: int = 0,
     tokenizer: str = "",
     seed: int,
     batch_size: int,
@@ -123,7 +124,8 @@ def docstrings(
       seq_len: tokens of a text, padding included.
       max_pairs: at most so many to train on.
       eval_pairs: at most so many to evaluate on.
-      draw: which sample of the library's pairs; the files of the two parts are the same in all.
+      draw: which sample of the pairs to train on; the files of the two parts are always the same.
+      eval_draw: which sample of the pairs to evaluate on.
       tokenizer: `tokenizer.json`, or its folder; empty is that of all-MiniLM-L6-v2.
       seed: of the training order.
       batch_size: rows of every batch.
@@ -138,7 +140,7 @@ def docstrings(
     texts = TextTokenizer(tokenizer or minilm_folder())
     root = Path(sysconfig.get_path("stdlib"))
     train, held_out = split_by_hash(source_files(root), _HELD_OUT, salt="docstrings")
-    evaluated = collect(root, held_out, eval_pairs, draw=draw)
+    evaluated = collect(root, held_out, eval_pairs, draw=eval_draw)
     known = {pair.doc for pair in evaluated}
     return Docstrings(
         collect(root, train, max_pairs, draw=draw, known=known),
@@ -147,7 +149,7 @@ def docstrings(
         seq_len=seq_len,
         seed=seed,
         batch_size=batch_size,
-        info={"python": platform.python_version(), "draw": draw},
+        info={"python": platform.python_version(), "draw": draw, "eval_draw": eval_draw},
     )
 
 

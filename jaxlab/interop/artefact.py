@@ -57,15 +57,19 @@ def save(path: str | os.PathLike, params: Any) -> int:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; a model is a file like any other.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        make_readable(temporary)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return len(data)
+
+
+def make_readable(path: str | os.PathLike) -> None:
+    """Gives a temporary file, which only its owner reads, the permissions of any other file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
 
 
 def load(path: str | os.PathLike) -> Any:

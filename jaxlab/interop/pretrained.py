@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.core import registry
+from jaxlab.interop.artefact import make_readable
 
 _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -273,4 +274,5 @@ def _write(file: Path, tensors: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
         # "pt" is what readers of public checkpoints insist on.
         save_file(arrays, str(Path(folder) / file.name), metadata={"format": "pt"})
+        make_readable(Path(folder) / file.name)
         os.replace(Path(folder) / file.name, file)

@@ -72,17 +72,26 @@ def densify_state(
     return dense, carry(tx, opt_state, Trained(params, params), Trained(dense, dense), policy)
 
 
-def densify(params: Any, path: str = ".*") -> Any:
+def densify(params: Any, path: str = ".*", progress: jax.Array | None = None) -> Any:
     """The tree with the dense array in the place of every matrix whose whole path matches.
+
+    Args:
+      params: tree of arrays and matrices.
+      path: the pattern.
+      progress: where matrices are in their schedules; None for those that have none.
 
     Raises:
       ValueError: `path` matches no matrix.
     """
     found = [p for p, w in leaf_paths(params, is_leaf=is_matrix).items() if is_matrix(w)]
     chosen = first_match([(path, True)], found, owner="densify")
-    return jax.tree_util.tree_map_with_path(
-        lambda p, w: to_dense(w) if path_str(p) in chosen else w, params, is_leaf=is_matrix
-    )
+
+    def dense(p: Any, w: Any) -> Any:
+        if path_str(p) not in chosen:
+            return w
+        return to_dense(w if progress is None else w.at(progress))
+
+    return jax.tree_util.tree_map_with_path(dense, params, is_leaf=is_matrix)
 
 
 def check_policy(owner: str, policy: Any) -> None:

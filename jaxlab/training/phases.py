@@ -76,6 +76,8 @@ def compress(
     """
     if isinstance(batches, bool) or batches < 0:
         raise ValueError(f"compress: batches={batches!r} must be 0 or more")
+    if sequential and not batches:
+        raise ValueError("compress: sequential=True needs batches to calibrate on; nearest: 16")
     for rule in rules:
         if not isinstance(rule, tuple | list) or len(rule) != 3:
             raise ValueError(
@@ -114,11 +116,17 @@ def compress(
 
 
 @registry.register("phase", "densify")
-def densify(*, path: str = ".*") -> Transform:
-    """Puts the dense array in the place of every matrix whose whole path matches."""
+def densify(*, run: Surroundings, path: str = ".*") -> Transform:
+    """Puts the dense array in the place of every matrix whose whole path matches.
+
+    Args:
+      run: the run, which says where matrices are in their schedules.
+      path: the pattern.
+    """
 
     def transform(params, opt, key):
-        return carry.densify(params, path), None
+        progress = jnp.float32(run.start / max(run.steps, 1))
+        return carry.densify(params, path, progress), None
 
     return transform
 

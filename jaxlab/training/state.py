@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.core.match import path_str
+from jaxlab.core.lifecycle import matrices
 from jaxlab.core.trainable import combine, partition, trainable_mask
 from jaxlab.optim.carry import Trained, carry, converted_paths
 
@@ -63,8 +63,9 @@ def restructure(
     """Applies a phase's transform to the parameters, and carries the optimizer along.
 
     Parameters that are old ones in another place (a kernel that became the dense master of a
-    matrix, or the reverse) keep their moments and their running average. The average of a new one
-    starts at its value: averaging the factors of two decompositions gives the average of neither.
+    matrix, or the reverse) keep their moments. The running average goes along, and so does that of
+    a matrix that became dense; with any other new parameter it starts anew: averaging the factors
+    of two decompositions gives the average of neither.
 
     Args:
       state: before the phase.
@@ -83,12 +84,8 @@ def restructure(
         opt = carry(tx, state.opt, old, new, policy)
     average = None
     if state.ema is not None:
-        averaged, _ = transform(combine(state.ema, state.frozen), state.opt, key)
-        average, _ = partition(averaged, trainable_mask(averaged, freeze, strict=False))
-        converted = converted_paths(old, new)
-        average = jax.tree_util.tree_map_with_path(
-            lambda path, x, now: jnp.copy(now) if path_str(path) in converted else x,
-            average,
-            fresh.trainable,
-        )
+        average = jax.tree.map(jnp.copy, fresh.trainable)
+        if converted_paths(old, new) <= set(matrices(state.params)):
+            averaged, _ = transform(combine(state.ema, state.frozen), state.opt, key)
+            average, _ = partition(averaged, trainable_mask(averaged, freeze, strict=False))
     return dataclasses.replace(fresh, step=state.step, opt=opt, ema=average)

@@ -1,6 +1,9 @@
 """The embedding task: its metrics against plain NumPy and SciPy, with and without a teacher."""
 
 import functools
+import importlib.util
+import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from scipy.stats import spearmanr
 import jaxlab
 from jaxlab.core import registry
 from jaxlab.core.calibration import collect_grams
+from jaxlab.core.plan import Plan
 from jaxlab.data.docstrings import Docstrings, Pair
 from jaxlab.tasks.embed import bags_of_words, recall, similarity_spearman
 
@@ -181,6 +185,71 @@ def test_a_bag_of_words_finds_shared_words():
     np.testing.assert_allclose(np.linalg.norm(docs, axis=-1), 1, atol=1e-6)
     # Without the first and last tokens, texts that share nothing are nearly orthogonal.
     assert np.abs(docs @ codes.T - np.eye(3)).max() < 0.2
+
+
+def test_draws_of_one_part_leave_the_other_alone(monkeypatch):
+    monkeypatch.setattr("jaxlab.data.docstrings.TextTokenizer", lambda path: _Letters())
+    how = {"name": "docstrings", "seq_len": 16, "max_pairs": 8, "eval_pairs": 8, "tokenizer": "x"}
+    base, train, held_out = (
+        registry.build("data", {**how, **draw}, seed=0, batch_size=2).info
+        for draw in ({}, {"draw": 1}, {"eval_draw": 1})
+    )
+    assert base["train_sha256"] != train["train_sha256"]
+    assert base["eval_sha256"] == train["eval_sha256"] != held_out["eval_sha256"]
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path):
+    """`get_config` of configs/minilm.py, with a folder that has no weights."""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setenv("JAXLAB_MINILM", str(tmp_path))
+    file = Path(__file__).parents[2] / "configs" / "minilm.py"
+    spec = importlib.util.spec_from_file_location("minilm", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config
+
+
+def _kept(config):
+    """What the rules of a config keep of the numbers of a layer's two kernels."""
+    shapes = {"up": (384, 1536), "down": (1536, 384)}
+    mlp = {
+        side: {"kernel": jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+               "bias": jax.ShapeDtypeStruct((1, shape[1]), jnp.float32)}
+        for side, shape in shapes.items()
+    }  # fmt: skip
+    params = {"layers": {"mlp": mlp}}
+    rules = [dict(rule) for rule in config.to_dict()["compress"].values()]
+    rules = [[(rule.pop("path"), rule.pop("name"), rule) for rule in rules]]
+    rules += [phase["rules"] for phase in config.to_dict()["phases"].values()]
+    how = {"sequential": False, "correct_bias": True, "key": None, "offered": None}
+    for each in rules:
+        params = Plan(params, each, **how).shapes(params)
+    found = [x for side in mlp for x in jax.tree.leaves(params["layers"]["mlp"][side]["kernel"])]
+    sizes = [math.prod(x.shape) for x in found if jnp.issubdtype(x.dtype, jnp.floating)]
+    return sum(sizes) / (2 * 384 * 1536)
+
+
+@pytest.mark.parametrize("method", ["svd", "lord_centred", "monarch"])
+def test_the_experiment_keeps_what_it_says_or_just_less(config, method):
+    for ratio in (0.9, 0.7, 0.5):
+        c = config(f"method={method},ratio={ratio}")
+        assert ratio - 0.015 < _kept(c) <= ratio
+    assert c.calibrate.batches * c.batch_size == 512
+    assert c.data.draw == c.data.eval_draw == 0
+
+
+def test_the_experiment_prunes_kernels_and_factors(config):
+    assert _kept(config("method=sparsegpt,n=2,m=4")) == 0.5
+    assert _kept(config("method=magnitude,n=4,m=8")) == 0.5
+    assert 0.485 < _kept(config("method=lord_sparsegpt,ratio=0.5,n=2,m=4")) <= 0.5
+    assert 0.685 < _kept(config("method=lord_sparsegpt,ratio=0.7,n=3,m=4")) <= 0.7
+    assert _kept(config("method=block_diagonal,ratio=0.7")) == 0.5
+    assert not config("method=none").compress
+    with pytest.raises(ValueError, match="method='lrd'"):
+        config("method=lrd")
+    with pytest.raises(ValueError, match="ratio=1.5 must be in"):
+        config("ratio=1.5")
 
 
 def test_bad_arguments(tmp_path):

@@ -216,7 +216,19 @@ def test_new_parameters_have_moments_and_a_count_of_their_own():
         STEPS,
     ]
     # The average of two decompositions would be the average of neither.
-    np.testing.assert_array_equal(new.ema["down"]["kernel"].u, new.trainable["down"]["kernel"].u)
+    jax.tree.map(np.testing.assert_array_equal, new.ema, new.trainable)
+
+
+def test_a_matrix_that_becomes_dense_keeps_its_average():
+    tx = optimizer()
+    state, _ = run(params(RULES), tx, ema=0.9)
+
+    def densify(p, opt, key):
+        return {**p, "down": {**p["down"], "kernel": p["down"]["kernel"].to_dense()}}, None
+
+    new = restructure(state, densify, tx, freeze=(), key=jax.random.key(0))
+    average = state.ema["down"]["kernel"].to_dense()
+    np.testing.assert_array_equal(new.ema["down"]["kernel"], average)
     np.testing.assert_array_equal(new.ema["down"]["bias"], state.ema["down"]["bias"])
 
 

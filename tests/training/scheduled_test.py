@@ -189,3 +189,12 @@ def test_the_optimizer_goes_on_when_a_factor_becomes_sparse(tmp_path):
     assert "layers/0/kernel/u/weight" in leaf_paths(run.experiment.structures[-1].trainable)
     counts = [int(x) for p, x in leaf_paths(last_state(run).opt).items() if p.endswith("count")]
     assert set(counts) == {8}
+
+
+def test_a_kernel_becomes_dense_as_its_schedule_has_it(tmp_path):
+    """Before the mask of ASP closes, the kernel is the dense one."""
+    phases = {"open": {"at": 0.25, "name": "densify"}}
+    run_of(tmp_path, {"recipe": "asp", "dense_frac": 0.5}, phases=phases)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (switch,) = [line for line in lines if "loss_before" in line]
+    assert switch["loss_after"] == pytest.approx(switch["loss_before"], rel=1e-6)

@@ -42,6 +42,11 @@ class _Layer(NamedTuple):
         most = math.ceil(self.breakeven) - 1
         return most // self.align * self.align
 
+    @property
+    def near(self) -> float:
+        """Ranks from here on cost so much that dense is worth a try."""
+        return min(0.9 * self.breakeven, self.highest)
+
     def cost(self, rank: int | None) -> int:
         return self.dense if rank is None else self.count * rank * (self.o + self.i)
 
@@ -108,6 +113,9 @@ def allocate_ranks(
         path: 1 / max(layer.spectrum.sum(), 1e-300) if weights is None else float(weights[path])
         for path, layer in layers.items()
     }
+    for path, gain in gains.items():
+        if not 0 <= gain < np.inf:
+            raise ValueError(f"low_rank: weights[{path!r}]={gain} must be finite and not negative")
     return _METHODS[method](layers, budget, gains, quality)
 
 
@@ -119,6 +127,8 @@ def _layer(path: str, spectrum: np.ndarray, shape: tuple[int, ...], align: int) 
             f"low_rank: the spectrum {values.shape} of {path!r} does not fit {shape}; nearest: "
             f"{(*stack, min(o, i))}"
         )
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"low_rank: the spectrum of {path!r} is not finite")
     return _Layer(values.reshape(-1, values.shape[-1]).sum(0), o, i, math.prod(stack), align)
 
 
@@ -132,7 +142,8 @@ def _energy(layers: dict[str, _Layer], budget: int, gains: object, quality: obje
     def at(share: float) -> Ranks:
         ranks = {}
         for path, layer in layers.items():
-            kept = np.cumsum(layer.spectrum) / max(layer.spectrum.sum(), 1e-300)
+            total = layer.spectrum.sum()
+            kept = np.cumsum(layer.spectrum) / total if total else np.ones(1)
             rank = int(np.searchsorted(kept, share * (1 - 1e-12))) + 1
             up = -(-rank // layer.align) * layer.align
             ranks[path] = up if up <= layer.highest else None
@@ -159,14 +170,18 @@ def _greedy(
         return sum(gains[path] * layer.tail(ranks[path]) for path, layer in layers.items())
 
     dense = {path for path, layer in layers.items() if not layer.highest}
+    every: Ranks = dict.fromkeys(layers)
+    if _cost(layers, every) <= budget:
+        return every
     best = _fill(layers, budget, gains, dense)
     # Next to break-even, the rest of a layer costs little: dense, if the others can pay for it.
     while True:
-        near = [p for p, r in best.items() if r and r >= 0.9 * layers[p].breakeven]
+        near = [p for p, r in best.items() if r and r >= layers[p].near]
         tried = [_fill(layers, budget, gains, dense | {path}) for path in near]
         better = min((t for t in tried if t), key=loss, default=best)
-        if loss(better) >= loss(best):
-            return best
+        if not loss(better) < loss(best):
+            # What the largest chunks leave of a budget, an even share may use better.
+            return min(best, _uniform(layers, budget, gains, quality), key=loss)
         best, dense = better, {path for path, rank in better.items() if rank is None}
 
 

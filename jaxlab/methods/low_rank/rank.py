@@ -1,12 +1,9 @@
 """Ranks: how many parameters they cost, and where they stop paying."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
-from jaxlab.core.gram import Gram
+from jaxlab.core.gram import Gram, check_gram
 from jaxlab.core.matrix import accumulator, check_dense
 
 
@@ -80,26 +77,8 @@ def moments(
       ValueError: `gram` does not fit and, outside jit, has seen nothing or is not finite.
     """
     d, stack = w.shape[axis], w.shape[:-2]
-    check_gram(gram, d, stack)
+    check_gram("low_rank", gram, d, stack)
     dtype = jnp.promote_types(accumulator(w.dtype), gram.m2.dtype)
     moment = gram.moment(center=center).astype(dtype)
     wide = jax.lax.stop_gradient(w.astype(dtype))
     return wide, jax.lax.stop_gradient(jnp.broadcast_to(moment, (*stack, d, d)))
-
-
-def check_gram(gram: Gram, d: int, stack: tuple[int, ...]) -> None:
-    """Raises a ValueError unless `gram` is of vectors of length `d`, for a stack or for all."""
-    if gram.mean.shape not in ((d,), (*stack, d)):
-        raise ValueError(
-            f"low_rank: a gram of vectors of shape {gram.mean.shape} does not fit; nearest: {(d,)}"
-        )
-    if not _concrete(gram):
-        return
-    if not bool(jnp.all(gram.count > 0)):
-        raise ValueError("low_rank: the gram has seen no vectors (count 0); nearest: one batch")
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in gram):
-        raise ValueError("low_rank: the gram is not finite; an input was infinite or NaN")
-
-
-def _concrete(tree: Any) -> bool:
-    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core.gram import Gram
+from jaxlab.core.gram import Gram, check_gram
 from jaxlab.core.matrix import Cost, Example, Matrix, accumulator, check_dense, matrix, static
 from jaxlab.core.registry import suggest
 from jaxlab.methods.monarch.initialise import RANDOM_INITS, init_monarch
@@ -77,6 +77,7 @@ class Monarch(Matrix):
         gain: float = 1.0,
         blocked: bool = False,
         gram: Gram | None = None,
+        center: bool = False,
         sweeps: int = 4,
         key: jax.Array | None = None,
     ) -> Self:
@@ -94,7 +95,8 @@ class Monarch(Matrix):
             paper: other matrices of the same number, whose products are faster.
           gram: statistics of the kernel's inputs, of a stack if `w` is one: "project" then
             minimises the error of the outputs. A run's `calibrate.batches`, or
-            `compress_calibrated`, supplies them.
+            `compress_calibrated`, supplies them, and
+          center: whether the layer's bias makes up for the mean, so that the factors need not.
           sweeps: with `gram`, how often the factors of each input block are solved for again.
           key: for random factors.
 
@@ -109,7 +111,8 @@ class Monarch(Matrix):
         d_in, d_out = w.shape[-2:]
         shape = monarch_shapes(d_in, d_out, nblocks=nblocks, k=k, l=l, rank=rank)
         if init in _STARTS:
-            params = _STARTS[init](w, shape, gain, blocked, gram, sweeps)
+            how = {"gain": gain, "blocked": blocked, "sweeps": sweeps}
+            params = _STARTS[init](w, shape, gram=gram, center=center, **how)
         elif init not in RANDOM_INITS:
             known = {*_STARTS, *RANDOM_INITS}
             raise ValueError(f"monarch: init={init!r} is unknown; {suggest(init, known)}")
@@ -171,15 +174,19 @@ class Monarch(Matrix):
 
 
 def _nearest(
-    w: jax.Array, shape: MonarchShape, gain: float, blocked: bool, gram: Gram | None, sweeps: int
+    w: jax.Array,
+    shape: MonarchShape,
+    *,
+    gain: float,
+    blocked: bool,
+    gram: Gram | None,
+    center: bool,
+    sweeps: int,
 ) -> dict[str, jax.Array]:
     if gain != 1.0:
         raise ValueError(f"monarch: gain={gain} is for random factors; nearest: 1.0")
-    if gram is not None and gram.mean.shape not in ((w.shape[-2],), w.shape[:-1]):
-        raise ValueError(
-            f"monarch: a gram of inputs of shape {gram.mean.shape} does not fit a kernel of shape "
-            f"{w.shape}; nearest: {w.shape[:-1]}"
-        )
+    if gram is not None:
+        check_gram("monarch", gram, w.shape[-2], w.shape[:-2])
     check_finite("monarch", w)
 
     whole = dataclasses.replace(shape, n_out=shape.s * shape.l) if blocked else shape
@@ -194,10 +201,7 @@ def _nearest(
 
     second: Any = None
     if gram is not None:
-        # The scale of G matters to nothing but the range of the numbers.
-        count = jnp.where(gram.count > 0, gram.count, 1)
-        second = gram.second_moment / count[..., None, None]
-        second = second.astype(accumulator(w.dtype))
+        second = gram.moment(center=center).astype(accumulator(w.dtype))
     if w.ndim == 2:
         return project(w, second)
     if second is not None:

@@ -178,7 +178,8 @@ def _roots(blocks: jax.Array) -> _Roots:
     largest = jnp.max(values, axis=-1, keepdims=True)
     floor = jnp.finfo(values.dtype).eps * values.shape[-1] * largest
     alive = values > floor
-    root = jnp.sqrt(jnp.where(alive, values, 0)).astype(blocks.dtype)
+    # The root keeps small eigenvalues: a large mean leaves the rest of the inputs far behind.
+    root = jnp.sqrt(jnp.maximum(values, 0)).astype(blocks.dtype)
     inverse = jnp.where(alive, 1 / jnp.where(alive, values, 1), 0).astype(blocks.dtype)
     turned = jnp.swapaxes(vectors, -1, -2).conj()
     return _Roots(vectors * root[..., None, :], _matmul(vectors * inverse[..., None, :], turned))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import jaxlab
@@ -51,6 +51,9 @@ def test_greedy_is_the_optimum(seed):
         assert loss(ranks, spectra) >= exact * (1 - 1e-9)
 
 
+@example("greedy", 1, 1.0, 0)
+@example("greedy", 5, 1.0, 0)
+@example("greedy", 5, 0.95, 0)
 @given(
     st.sampled_from(["uniform", "energy", "greedy", "sensitivity"]),
     st.integers(1, 5),
@@ -156,3 +159,30 @@ def test_rules_by_the_loss():
         low_rank_rules(loss_fn, params, batches, paths)
     with pytest.raises(ValueError, match="ratio=1.5"):
         low_rank_rules(loss_fn, params, batches, paths, ratio=1.5)
+
+
+def test_greedy_is_never_worse_than_an_even_share():
+    shapes = {"a": (8, 32), "b": (32, 8), "c": (12, 12)}
+    for seed in range(20):
+        spectra = spectra_of(seed, shapes)
+        gains = {path: 1 / s.sum() for path, s in spectra.items()}
+        for budget in (300, 450, 620, 656):
+            found = {
+                method: sum(
+                    gains[path] * (0 if rank is None else spectra[path][rank:].sum())
+                    for path, rank in allocate_ranks(
+                        spectra, shapes, budget, method=method, align=2
+                    ).items()
+                )
+                for method in ("greedy", "uniform")
+            }
+            assert found["greedy"] <= found["uniform"]
+
+
+def test_a_spectrum_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="'a' is not finite"):
+        allocate_ranks({"a": np.array([1.0, np.nan])}, {"a": (4, 4)}, 12)
+    with pytest.raises(ValueError, match=r"weights\['a'\]=nan"):
+        allocate_ranks({"a": np.ones(4)}, {"a": (4, 4)}, 12, weights={"a": float("nan")})
+    zeros = allocate_ranks({"a": np.zeros(16)}, {"a": (16, 16)}, 200, method="energy")
+    assert zeros == {"a": 1}

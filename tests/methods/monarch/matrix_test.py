@@ -165,7 +165,7 @@ def test_leaving_the_factors_keeps_the_function():
         ({"init": "projekt"}, "init='projekt' is not|did you mean 'project'"),
         ({"gain": 0.5}, "gain=0.5 is for random factors; nearest: 1.0"),
         ({"nblocks": 11}, r"nblocks=11 must be in \[1, 10\]"),
-        ({"gram": gram_init(9)}, r"inputs of shape \(9,\).*\(12, 10\); nearest: \(12,\)"),
+        ({"gram": gram_init(9)}, r"vectors of shape \(9,\).*nearest: \(12,\)"),
     ],
 )
 def test_refusals(hyper, message):
@@ -219,3 +219,26 @@ def test_blocked_gradients_are_those_of_the_dense_array():
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), actual, expected)
     stack = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), w)
     np.testing.assert_allclose(jax.vmap(lambda w: x @ w)(stack)[0], x @ w, atol=1e-5)
+
+
+def test_a_bias_that_takes_over_the_mean_leaves_the_factors_the_rest():
+    """Inputs far from 0: what the bias cannot make up for is the covariance alone."""
+    scale = jnp.linspace(0.1, 1.0, 16)[None, :]
+    x = 100 + scale * jax.random.normal(jax.random.key(1), (200, 16))
+    gram, w = gram_update(gram_init(16), x), kernel(16, 16)
+
+    def error(**how):
+        change = w - Monarch.from_dense(w, nblocks=4, **how).to_dense()
+        return jnp.linalg.norm((x - jnp.mean(x, 0, keepdims=True)) @ change)
+
+    best = error(gram=gram, center=True)
+    assert best < 0.98 * error()
+    assert best < 0.98 * error(gram=gram)
+
+
+def test_statistics_that_say_nothing_are_refused():
+    with pytest.raises(ValueError, match="seen no vectors"):
+        Monarch.from_dense(kernel(16, 16), gram=gram_init(16))
+    broken = gram_update(gram_init(16), jnp.full((2, 16), jnp.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        Monarch.from_dense(kernel(16, 16), gram=broken)

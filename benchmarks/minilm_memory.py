@@ -1,0 +1,65 @@
+"""Time and peak memory of `train.py --config=configs/minilm.py`, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from claim import ROOT
+
+CONFIG = "configs/minilm.py"
+# Width of the inputs of each MLP kernel, and how many layers have it.
+_INPUTS, _LAYERS = (384, 1536), 6
+# The kernel counts a parent's memory to the child that it starts: this parent has none to speak of.
+_RUNNER = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(child.pid, 0)
+print(json.dumps({
+    "status": status, "wall_seconds": round(time.perf_counter() - began, 1),
+    "user_seconds": round(used.ru_utime, 1), "system_seconds": round(used.ru_stime, 1),
+    "peak_bytes": 1024 * used.ru_maxrss,
+}))
+"""
+_IDLE = "import jax, jaxlab; jax.block_until_ready(jax.numpy.zeros(1))"
+
+
+def measure(config: str = CONFIG) -> dict[str, Any]:
+    """The command, and a process that imports jax and does nothing."""
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["train.py", f"--config={config}", f"--config.workdir={folder}"]
+        run = _watch([sys.executable, *command])
+        with open(f"{folder}/summary.json", encoding="utf-8") as file:
+            summary = json.load(file)
+    idle = _watch([sys.executable, "-c", _IDLE])["peak_bytes"]
+    model = summary["bytes"]["dense"]
+    # Second moments, and vectors beside them.
+    grams = 4 * _LAYERS * sum(d * d + 3 * d + 1 for d in _INPUTS)
+    return {
+        **run,
+        "config": config,
+        "quality": summary["quality"]["finalized"],
+        "load_before": round(load, 2),
+        "idle_bytes": idle,
+        "model_bytes": model,
+        "gram_bytes": grams,
+        "bound_bytes": 3 * model + grams + idle,
+    }
+
+
+def _watch(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", _RUNNER, *command],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found.pop("status"):
+        raise RuntimeError(f"minilm_memory: {command[1]} failed:\n{done.stderr[-2000:]}")
+    return found
