@@ -125,7 +125,8 @@ def densify(*, run: Surroundings, path: str = ".*") -> Transform:
     """
 
     def transform(params, opt, key):
-        progress = jnp.float32(run.start / max(run.steps, 1))
+        # Without a step only the end of a schedule is seen, as in what a run measures.
+        progress = jnp.float32(run.start / run.steps if run.steps else 1.0)
         return carry.densify(params, path, progress), None
 
     return transform

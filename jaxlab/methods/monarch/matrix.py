@@ -92,7 +92,7 @@ class Monarch(Matrix):
           init: "project" for the nearest; the others as in `init_monarch`, to train from scratch.
           gain: multiplies w2 of random factors.
           blocked: whether entry t of block j of w2 is output j s + t, and not t l + j as in the
-            paper: other matrices of the same number, whose products are faster.
+            paper: another set of matrices, whose products take a pass over the outputs less.
           gram: statistics of the kernel's inputs, of a stack if `w` is one: "project" then
             minimises the error of the outputs. A run's `calibrate.batches`, or
             `compress_calibrated`, supplies them, and

@@ -40,8 +40,8 @@ def monarch_apply(
         is rounded to x's dtype.
       save_h: whether the backward pass keeps the middle (..., k q) instead of computing it again
         from x.
-      blocked: whether entry t of block j is output j s + t instead. That spares a pass over the
-        outputs, which is most of what the permutations cost.
+      blocked: whether entry t of block j is output j s + t instead, which spares a pass over the
+        outputs.
 
     Returns:
       (..., n_out), in x's dtype, or the factors' if only they are complex.
