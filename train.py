@@ -47,7 +47,7 @@ def main(config: Config) -> dict[str, Any] | None:
         print(f"{config.name}: {jax.device_count()} x {jax.devices()[0].device_kind}")
         print(f"\nParameters of the model\n{experiment.table_before}")
         print(f"\nParameters after compression, finalized\n{experiment.table_after}\n", flush=True)
-    if not experiment.steps and experiment.loaded is None:
+    if not experiment.steps and not config.init:
         return None
     try:
         run = Run(experiment)

@@ -48,7 +48,7 @@ def cells(seed: int, bar: tqdm) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Experiment(config(seed, folder)))
         found = {"dense": run.train()["quality"]["finalized"]}
-        params = Experiment({**config(seed, folder), "init": folder}).loaded
+        params = Experiment({**config(seed, folder), "init": folder}).initial_params()
         batches = [run.experiment.batch(0)]
         for name, (settings, correct_bias) in METHODS.items():
             for rank in _RANKS.value:

@@ -27,7 +27,7 @@ class Encoder:
         self.config = config_of("minilm", "").to_dict()
         self.task = build_task(self.config)
         shapes = jax.eval_shape(self.task.init, jax.eval_shape(lambda: jax.random.key(0)))
-        self.params = load_init(self.config["init"], shapes)
+        self.params = load_init(self.config["init"], shapes, section=self.config["model"])
         self.apply = jax.jit(self.task.network.apply)
         self._held_out: dict[int, dict[str, np.ndarray]] = {}
 

@@ -43,26 +43,26 @@ def save(path: str | os.PathLike, params: Any) -> int:
     ...     load(f"{folder}/a.safetensors")
     {'w': Array([0, 1, 2], dtype=int32)}
     """
-    from safetensors.numpy import save as serialise
+    from safetensors.numpy import save_file
 
     tensors: dict[str, np.ndarray] = {}
     tree = _encode(params, "", tensors)
     header = {"format": FORMAT, "tree": tree, "sha256": _digest(tree, tensors)}
-    data = serialise(tensors, metadata={_KEY: json.dumps(header)})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        # Straight to the file: the whole of it in memory would be another copy of the tree.
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
+        os.fsync(descriptor)
         make_readable(temporary)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return len(data)
+    finally:
+        os.close(descriptor)
+    return path.stat().st_size
 
 
 def make_readable(path: str | os.PathLike) -> None:
@@ -199,5 +199,6 @@ def _digest(tree: Any, tensors: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        digest.update(tensors[name].tobytes())
+        # As bytes where they lie: bfloat16 has no buffer of its own kind.
+        digest.update(tensors[name].reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -19,7 +19,13 @@ import numpy as np
 from jaxlab.core.match import leaf_paths
 from jaxlab.core.matrix import is_matrix
 from jaxlab.core.registry import register, suggest
-from jaxlab.interop.pretrained import read_config, read_tensors, unstack_layers, write_tensors
+from jaxlab.interop.pretrained import (
+    Pretrained,
+    read_config,
+    read_tensors,
+    unstack_layers,
+    write_tensors,
+)
 
 Params = dict[str, Any]
 
@@ -201,9 +207,11 @@ def export_minilm(
 
 
 @register("checkpoint", "bert")
-def load(folder: Path) -> Params:
-    """The parameters of a published BERT encoder."""
-    return load_minilm(folder)[1]
+def load(folder: Path) -> Pretrained:
+    """A published BERT encoder."""
+    cfg, params = load_minilm(folder)
+    section = {"name": "sentence_encoder", "heads": cfg.heads, "norm_eps": cfg.ln_eps}
+    return Pretrained(section, params)
 
 
 def names(cfg: EncoderConfig) -> dict[str, tuple[tuple[Any, ...], tuple[int, ...]]]:

@@ -20,7 +20,13 @@ from jaxlab.core import registry
 from jaxlab.core.match import leaf_paths, path_str
 from jaxlab.core.matrix import Matrix, is_matrix
 from jaxlab.interop.llama_config import decoder_section, llama_config
-from jaxlab.interop.pretrained import Tensors, read_config, read_tensors, write_tensors
+from jaxlab.interop.pretrained import (
+    Pretrained,
+    Tensors,
+    read_config,
+    read_tensors,
+    write_tensors,
+)
 
 # Parameter here, tensor there.
 _OUTER = {
@@ -39,6 +45,10 @@ _IN_LAYER = {
     "mlp/up/kernel": "mlp.up_proj",
     "mlp/down/kernel": "mlp.down_proj",
 }
+
+
+# What of the section no shape shows. The length of a text is the user's choice.
+_UNSEEN = ("name", "heads", "norm_eps", "rope_theta", "rope_scaling")
 
 
 def load_llama(
@@ -85,9 +95,11 @@ def load_llama(
 
 
 @registry.register("checkpoint", "llama")
-def load(folder: Path) -> Any:
-    """The parameters in float32, as models have them when training begins."""
-    return load_llama(folder, dtype=jnp.float32)[1]
+def load(folder: Path) -> Pretrained:
+    """A published decoder, its parameters in float32, as models have them when training begins."""
+    section, params = load_llama(folder, dtype=jnp.float32)
+    told = {"rope_scaling": None, **section}
+    return Pretrained({name: told[name] for name in _UNSEEN}, params)
 
 
 def export_llama(

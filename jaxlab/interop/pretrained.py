@@ -1,8 +1,8 @@
 """Checkpoints as others publish them: a folder of safetensors and a `config.json`.
 
 The `model_type` of `config.json` names who reads the folder. A reader registers itself as
-`@register("checkpoint", model_type)`: a function of the folder that returns the parameters in this
-library's layout, nested dicts of arrays, and whose errors name the tensor.
+`@register("checkpoint", model_type)`: a function of the folder that returns a `Pretrained`, and
+whose errors name the tensor.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,27 @@ _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
-def load_pretrained(folder: str | os.PathLike) -> Any:
-    """The parameters of a published checkpoint, in this library's layout.
+class Pretrained(NamedTuple):
+    """What a published checkpoint holds.
+
+    Attributes:
+      section: of a config's `model` section, the name of the model and the settings that no shape
+        of a parameter shows, such as the number of heads.
+      params: nested dicts of arrays, as that model has them.
+    """
+
+    section: dict[str, Any]
+    params: Any
+
+
+def load_pretrained(folder: str | os.PathLike) -> Pretrained:
+    """A published checkpoint, in this library's layout.
 
     Args:
       folder: of `config.json` and the weights.
 
     Returns:
-      Nested dicts of arrays, as the model of that architecture has them.
+      What decides its outputs: settings and parameters.
 
     Raises:
       FileNotFoundError: the folder, `config.json` or the weights are missing.

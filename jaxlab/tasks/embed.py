@@ -65,6 +65,7 @@ class Embed(NetworkTask):
         super().__init__(data=data, model=model, seed=seed, batch_size=batch_size)
         self._batch_size = batch_size
         self._teacher = teacher
+        self._model = model
         self._temperature = temperature
         self.quality = Quality("mean_cosine" if teacher else "recall_at_10", "max")
 
@@ -140,7 +141,7 @@ class Embed(NetworkTask):
             return self._embed_all(shapes)
 
     def _embed_all(self, shapes: Any) -> dict[str, np.ndarray]:
-        params = jax.tree.map(jnp.asarray, load_init(self._teacher, shapes))
+        params = jax.tree.map(jnp.asarray, load_init(self._teacher, shapes, section=self._model))
         apply = jax.jit(self.network.apply)
 
         def embeddings(part: Batch, names: tuple[str, str]) -> np.ndarray:

@@ -44,7 +44,6 @@ class Experiment:
       rate: the learning rate as a function of the step.
       mesh: the devices.
       phases: the changes of structure, in order.
-      loaded: parameters to start from, or None.
       dense: shapes of the model's own parameters.
       structures: shapes of the state before the first phase and after each.
     """
@@ -61,13 +60,25 @@ class Experiment:
         self.phases = make_phases(config, around)
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.dense = jax.eval_shape(self.task.init, key)
-        self.loaded = load_init(config["init"], self.dense) if config["init"] else None
-        start = self.dense if self.loaded is None else self.loaded
+        self._loaded = self._load() if config["init"] else None
+        start = self.dense if self._loaded is None else self._loaded
         self.structures: list[TrainState] = [jax.eval_shape(self.init_state, start)]
         for phase in self.phases:
             restructured = jax.eval_shape(self.phase_fn(phase), self.structures[-1], key)
             self.structures.append(restructured)
         self._check_patterns()
+
+    def initial_params(self) -> Any:
+        """Parameters before the first step and any phase: the caller's own, kept nowhere here."""
+        if not self.config["init"]:
+            return jax.jit(self.task.init)(stream(self.config["seed"], "init"))
+        loaded = self._loaded
+        self.release()
+        return self._load() if loaded is None else loaded
+
+    def release(self) -> None:
+        """Drops the parameters that `init` names, which a run that is continued never asks for."""
+        self._loaded = None
 
     def init_state(self, params: Any) -> TrainState:
         """The state before the first step and before any phase."""
@@ -142,6 +153,9 @@ class Experiment:
         part = {k: v for k, v in result_part(self.config).items() if k != "seed"}
         part |= {"init": bool(part["init"]), "data_info": self.task.info}
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _load(self) -> Any:
+        return load_init(self.config["init"], self.dense, section=self.config["model"])
 
     def _check_numbers(self) -> None:
         config = self.config

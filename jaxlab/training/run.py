@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.core.cost import nbytes
@@ -23,6 +22,7 @@ from jaxlab.training.checkpoint import Checkpoints
 from jaxlab.training.curves import plot_curves
 from jaxlab.training.diagnostics import gradient_noise
 from jaxlab.training.experiment import Experiment, result_part
+from jaxlab.training.forwarding import jit_forwarding
 from jaxlab.training.logging import Recorder, read_metrics
 from jaxlab.training.loop import compile_step, stream
 from jaxlab.training.sharding import put_batch, put_tree, to_host
@@ -67,8 +67,8 @@ class Run:
         if self.config["log"]["diagnostics"]:
             steps = max(experiment.steps, 1)
             self._noise = jax.jit(partial(gradient_noise, experiment.task.loss, steps=steps))
-        self._at = jax.jit(at)
-        self._finalize = jax.jit(finalize)
+        self._at = jit_forwarding(at)
+        self._finalize = jit_forwarding(finalize)
 
     def train(self) -> dict[str, Any]:
         """Trains or continues to the end; returns what it leaves in `summary.json`."""
@@ -201,15 +201,11 @@ class Run:
         return final, {"trained": self.evaluate(now), "finalized": self.evaluate(final)}
 
     def _init(self) -> TrainState:
-        if self.experiment.loaded is None:
-            params = jax.jit(self.experiment.task.init)(stream(self.config["seed"], "init"))
-        else:
-            # Copied, because the first step donates what it is given.
-            params = jax.tree.map(jnp.copy, self.experiment.loaded)
-        state = self.experiment.init_state(params)
+        state = self.experiment.init_state(self.experiment.initial_params())
         return put_tree(state, self.experiment.shardings(state))
 
     def _restore(self, start: int, done: int, checkpoints: Checkpoints) -> TrainState:
+        self.experiment.release()
         shapes = self.experiment.structures[done]
         like = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -47,9 +47,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "sequential"), [("svd", False), ("nm", False), ("lord", True), ("nm", True)]
-)
+@pytest.mark.parametrize(("name", "sequential"), [("svd", False), ("lord", True), ("nm", True)])
 def test_the_mean_of_every_output_stays(name, sequential):
     rules = [("l./kernel", *RULES[name])]
     got = compress_calibrated(MODEL, PARAMS, rules, BATCHES, sequential=sequential)
@@ -176,10 +174,6 @@ def test_gradients_are_measured_for_those_that_need_them():
     slopes = collect_gradient_grams(square_loss, PARAMS, BATCHES, ["l1/kernel"])["l1/kernel"]
     made = kfac_factorize(PARAMS["l1"]["kernel"].T, gram, slopes, 3)
     np.testing.assert_allclose(got["l1"]["kernel"].to_dense(), merge_lowrank(made)[0].T, atol=1e-3)
-    passes.clear()
-    rules = [("l1/kernel", "low_rank", {"rank": 3})]
-    compress_calibrated(MODEL, PARAMS, rules, BATCHES, progress=shown, sequential=True)
-    assert passes == ["calibrate l1/kernel"]
 
 
 def test_what_is_measured_no_rule_sets():

@@ -75,8 +75,8 @@ def test_there_and_back_is_bit_exact(tmp_path):
 def test_older_names_are_understood(tmp_path):
     _write(tmp_path / "new", _tensors())
     _write(tmp_path / "old", _tensors(prefix="bert.", old=True))
-    expected = leaf_paths(load_pretrained(tmp_path / "new"))
-    for path, leaf in leaf_paths(load_pretrained(tmp_path / "old")).items():
+    expected = leaf_paths(load_pretrained(tmp_path / "new").params)
+    for path, leaf in leaf_paths(load_pretrained(tmp_path / "old").params).items():
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 

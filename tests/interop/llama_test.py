@@ -259,7 +259,12 @@ def test_a_run_begins_from_a_folder(tmp_path, scan_layers):
     c.compress.up = {"path": "layers/.*up/kernel", "name": "low_rank", "rank": 2}
     experiment = Experiment(c.to_dict())
     _, expected = load_llama(tmp_path / "public", dtype="float32", scan_layers=scan_layers)
-    same_bits(experiment.loaded, expected)
+    same_bits(experiment.initial_params(), expected)
+    for setting, value in {"rope_theta": 500.0, "heads": 4, "norm_eps": 1e-3}.items():
+        config = c.to_dict()
+        config["model"] |= {setting: value, "kv_heads": 2}
+        with pytest.raises(ValueError, match=rf"does not fit the model: model\.{setting}={value}"):
+            Experiment(config)
     if scan_layers:
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
             summary = Run(experiment).train()

@@ -88,11 +88,13 @@ def test_broken_folders_say_what_is_wrong(tmp_path):
 
 
 def test_the_model_type_names_the_reader(tmp_path, monkeypatch):
-    monkeypatch.setitem(registry._PARTS["checkpoint"], "tested", lambda folder: {"from": folder})
+    monkeypatch.setitem(
+        registry._PARTS["checkpoint"], "tested", lambda folder: ({}, {"from": folder})
+    )
     config = tmp_path / "config.json"
     config.write_text('{"model_type": "tested"}')
     assert is_published(tmp_path)
-    assert load_pretrained(tmp_path) == {"from": tmp_path}
+    assert load_pretrained(tmp_path) == ({}, {"from": tmp_path})
     config.write_text('{"model_type": "bret"}')
     with pytest.raises(ValueError, match=r"model_type='bret'; did you mean 'bert'\? valid: bert"):
         load_pretrained(tmp_path)
@@ -110,7 +112,7 @@ def _layers():
 
 
 def test_a_run_starts_from_either_kind_of_folder(tmp_path, monkeypatch):
-    monkeypatch.setitem(registry._PARTS["checkpoint"], "tested", lambda folder: _layers())
+    monkeypatch.setitem(registry._PARTS["checkpoint"], "tested", lambda folder: ({}, _layers()))
     (tmp_path / "public").mkdir()
     (tmp_path / "public" / "config.json").write_text('{"model_type": "tested"}')
     got = load_init(str(tmp_path / "public"), _layers())
