@@ -25,6 +25,17 @@ print(json.dumps({
 }))
 """
 _IDLE = "import jax, jaxlab; jax.block_until_ready(jax.numpy.zeros(1))"
+# The same, with all that the command imports and the data that it reads.
+_READY = """
+import sys, train
+from jaxlab.training.experiment import build_task
+sys.path.insert(0, "benchmarks")
+from experiments import config_of
+build_task(config_of("minilm", "").to_dict()).batch
+train.jax.block_until_ready(train.jax.numpy.zeros(1))
+"""
+# glibc keeps freed arrays of up to 32 MiB for itself unless it is told otherwise.
+_RETURNING = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
 
 
 def measure(config: str = CONFIG) -> dict[str, Any]:
@@ -35,7 +46,10 @@ def measure(config: str = CONFIG) -> dict[str, Any]:
         run = _watch([sys.executable, *command])
         with open(f"{folder}/summary.json", encoding="utf-8") as file:
             summary = json.load(file)
-    idle = _watch([sys.executable, "-c", _IDLE])["peak_bytes"]
+    with tempfile.TemporaryDirectory() as folder:
+        again = [*command[:-1], f"--config.workdir={folder}"]
+        returning = _watch([sys.executable, *again], **_RETURNING)["peak_bytes"]
+    idle, ready = (_watch([sys.executable, "-c", c])["peak_bytes"] for c in (_IDLE, _READY))
     model = summary["bytes"]["dense"]
     # Second moments, and vectors beside them.
     grams = 4 * _LAYERS * sum(d * d + 3 * d + 1 for d in _INPUTS)
@@ -44,17 +58,20 @@ def measure(config: str = CONFIG) -> dict[str, Any]:
         "config": config,
         "quality": summary["quality"]["finalized"],
         "load_before": round(load, 2),
+        "returning_peak_bytes": returning,
         "idle_bytes": idle,
+        "ready_bytes": ready,
         "model_bytes": model,
         "gram_bytes": grams,
         "bound_bytes": 3 * model + grams + idle,
     }
 
 
-def _watch(command: list[str]) -> dict[str, Any]:
+def _watch(command: list[str], **environment: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", _RUNNER, *command],
         cwd=ROOT,
+        env={**os.environ, **environment},
         check=True,
         capture_output=True,
         text=True,

@@ -168,6 +168,8 @@ def _measured(m: dict[str, Any]) -> str:
         "peak_bytes": "peak resident memory",
         "bound_bytes": "3 models + Grams + idle process",
         "idle_bytes": "idle process with jax",
+        "ready_bytes": "idle process with the command's imports and data",
+        "returning_peak_bytes": "peak with MALLOC_MMAP_THRESHOLD_=1000000",
         "model_bytes": "the model",
         "gram_bytes": "the Grams",
     }
