@@ -38,7 +38,7 @@ def collapse(w1: jax.Array, w2: jax.Array, *, shortcut: Size | None = None) -> j
     [0.0, 1.0, 0.0]
     """
     wide = accumulator(w1.dtype)
-    dense = w1.astype(wide) @ w2.astype(wide)
+    dense = jnp.matmul(w1.astype(wide), w2.astype(wide), precision="highest")
     if shortcut is not None:
         dense = dense + _identity(dense, shortcut)
     return dense.astype(w1.dtype)

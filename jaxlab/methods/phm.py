@@ -31,7 +31,8 @@ def phm_to_dense(a: jax.Array, s: jax.Array) -> jax.Array:
     (2, 3)
     """
     wide = accumulator(s.dtype)
-    tiles = jnp.einsum("...ijk,...ipq->...jpkq", a.astype(wide), s.astype(wide))
+    factors = a.astype(wide), s.astype(wide)
+    tiles = jnp.einsum("...ijk,...ipq->...jpkq", *factors, precision="highest")
     *stack, n, p, _, q = tiles.shape
     return tiles.reshape(*stack, n * p, n * q).astype(s.dtype)
 

@@ -207,7 +207,8 @@ class LowRank(Matrix):
     def to_dense(self) -> jax.Array:
         """`u @ v`, accumulated in float32 or better."""
         u, v = to_dense(self.u), to_dense(self.v)
-        return jnp.matmul(u, v, preferred_element_type=accumulator(u.dtype)).astype(u.dtype)
+        dense = jnp.matmul(u, v, precision="highest", preferred_element_type=accumulator(u.dtype))
+        return dense.astype(u.dtype)
 
     def rmatmul(self, x: jax.Array) -> jax.Array:
         """`(x @ u) @ v`."""
