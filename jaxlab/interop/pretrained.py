@@ -253,19 +253,21 @@ def write_tensors(
     if len(shards) > 1:
         stem, count = Path(_FILE).stem, len(shards)
         files = [path / f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    for file, names in zip(files, shards, strict=True):
-        _write(file, {name: tensors[name] for name in names})
     index = path / _INDEX
     # What an earlier export left there would win over, or contradict, the new files.
-    for stale in (index, path / _FILE):
-        if stale not in files:
-            stale.unlink(missing_ok=True)
+    older = {index, path / _FILE, *path.glob(f"{Path(_FILE).stem}-*-of-*.safetensors")}
+    for file, names in zip(files, shards, strict=True):
+        _write(file, {name: tensors[name] for name in names})
+    for stale in older.difference(files):
+        stale.unlink(missing_ok=True)
     if len(files) > 1:
         weight_map = {
             n: file.name for file, names in zip(files, shards, strict=True) for n in names
         }
         content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        index.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        whole = path / f".{index.name}"
+        whole.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        os.replace(whole, index)
     return files
 
 

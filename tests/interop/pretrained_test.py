@@ -51,6 +51,7 @@ def test_an_export_over_shards_leaves_no_stale_index(tmp_path):
     write_tensors(tmp_path, _tensors(), shard_bytes=1)
     write_tensors(tmp_path, {"only": np.ones(2)})
     assert list(read_tensors(tmp_path)) == ["only"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     write_tensors(tmp_path, _tensors(), shard_bytes=1)
     assert list(read_tensors(tmp_path)) == sorted(_tensors())
 
