@@ -135,7 +135,11 @@ def carry(
         if mine:
             before = leaf_paths(only(opt, index))
             part = tx.init(restrict(new.trainable, mine))
-            part = _filled(part, {_renamed(p, old_names): x for p, x in before.items()}, new_names)
+            known = {_renamed(p, old_names): x for p, x in before.items()}
+            whole = {_renamed(p, old_names) for p in group} == {
+                _renamed(p, new_names) for p in mine if p
+            }
+            part = _filled(part, known, new_names, whole)
             if policy == "map_first_moment":
                 changed = {p: w for p, w in matrices(old.params).items() if p in mine & converted}
                 part = _mapped(part, before, changed)
@@ -161,14 +165,21 @@ def converted_paths(old: Trained, new: Trained) -> set[str]:
     }
 
 
-def _filled(state: Any, known: dict[str, Any], names: dict[str, str]) -> Any:
-    """A fresh state with the arrays that an old one has at the same paths."""
+def _filled(state: Any, known: dict[str, Any], names: dict[str, str], whole: bool) -> Any:
+    """A fresh state with the arrays that an old one has at the same paths.
+
+    A node with the attribute `joint` mixes all parameters of the state (a Gram matrix of whole
+    gradients): unless they are the old ones, all of them (`whole`), it stays fresh.
+    """
 
     def fill(path, x):
+        if getattr(x, "joint", False):
+            return x
         old = known.get(_renamed(path_str(path), names))
         return x if old is None or old.shape != x.shape else old
 
-    return jax.tree_util.tree_map_with_path(fill, state)
+    starts_anew = lambda x: not whole and getattr(x, "joint", False)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(fill, state, is_leaf=starts_anew)
 
 
 def _mapped(state: Any, before: dict[str, Any], changed: dict[str, Matrix]) -> Any:

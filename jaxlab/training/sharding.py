@@ -76,7 +76,8 @@ def state_shardings(state: Any, specs: Any, mesh: Mesh) -> Any:
     """Shardings of a whole train state from those of its parameters.
 
     A leaf of the optimizer state whose path ends in a parameter's path, with the same shape, is
-    sharded like that parameter; every other leaf is replicated.
+    sharded like that parameter; so is a stack of such (a window of gradients), its first axis
+    whole. Every other leaf is replicated.
 
     Args:
       state: the `TrainState`, or its shapes.
@@ -88,9 +89,11 @@ def state_shardings(state: Any, specs: Any, mesh: Mesh) -> Any:
 
     def sharding(key_path, leaf):
         path = owner_path(path_str(key_path), shape_of)
-        if path is None or shape_of[path] != leaf.shape:
-            return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, spec_of[path])
+        if path is not None and leaf.shape == shape_of[path]:
+            return NamedSharding(mesh, spec_of[path])
+        if path is not None and leaf.shape[1:] == shape_of[path] != ():
+            return NamedSharding(mesh, PartitionSpec(None, *spec_of[path]))
+        return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 

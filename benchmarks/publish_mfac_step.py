@@ -1,0 +1,66 @@
+"""Claims about one step of M-FAC, and their verdicts."""
+
+from typing import Any
+
+from claim import Claim, verdict
+
+# The ratio to the floor that is accepted: 85 % of a copy's bandwidth, the system of m included.
+LIMIT = 1 / 0.85
+
+
+def row_named(result: Any, dtype: str, m: int) -> dict[str, Any]:
+    """The measurement of a window."""
+    return next(r for r in result["rows"] if (r["dtype"], r["m"]) == (dtype, m))
+
+
+def figures(dtype: str) -> Any:
+    """Time, floor and ratio of both windows of a dtype, in words."""
+
+    def said(result: Any) -> str:
+        parts = []
+        for m in (512, 1024):
+            row = row_named(result, dtype, m)
+            parts.append(
+                f"m = {m}: {row['milliseconds']:.1f} ms, two passes "
+                f"{row['floor_milliseconds']:.1f} ms, ratio {row['ratio']:.2f}"
+            )
+        return f"{'; '.join(parts)}; {row['parameters'] / 1e6:.1f} million parameters"
+
+    return said
+
+
+def near_the_floor(dtype: str) -> Any:
+    """Whether both windows of a dtype keep to the limit."""
+    return lambda result: verdict(
+        all(row_named(result, dtype, m)["ratio"] <= LIMIT for m in (512, 1024))
+    )
+
+
+def memory(result: Any) -> str:
+    """The process's peak over the window, in words."""
+    shares = [row["peak_share"] for row in result["rows"]]
+    return f"peak over window: {min(shares):.3f} to {max(shares):.3f}"
+
+
+_COMMAND = "python benchmarks/mfac_step.py"
+MFAC_STEP_CLAIMS = [
+    Claim(
+        f"A step of M-FAC with a window of {dtype} takes at most 1.18 times two passes over it at "
+        "the bandwidth of a copy",
+        "ours",
+        _COMMAND,
+        "mfac_step",
+        figures(dtype),
+        near_the_floor(dtype),
+    )
+    for dtype in ("float32", "bfloat16")
+] + [
+    Claim(
+        "The window is written in place: peak memory is below 1.1 times the window",
+        "ours",
+        _COMMAND,
+        "mfac_step",
+        memory,
+        lambda result: verdict(max(row["peak_share"] for row in result["rows"]) < 1.1),
+    )
+]

@@ -1,0 +1,313 @@
+"""The dynamic form of M-FAC: a ring of the last m gradients and products with its inverse Fisher.
+
+F = damp I + G^T G / m, where the rows of G are the gradients. With the Gram matrix K = G G^T and
+A = damp m I + K, of m x m, the identities of Woodbury and of push-through are
+
+    F^-1 x = (x - G^T A^-1 G x) / damp,        F^-1 G^T a = m G^T A^-1 a.
+
+Source: E. Frantar, E. Kurtic, D. Alistarh, "M-FAC", NeurIPS 2021, section 3.2. The paper and its
+code factor A by a recursion (`mfac_coefficients` has its numbers); Cholesky's has fewer steps in a
+row. The paper's code preconditions every vector by the first identity; the second, which subtracts
+nothing, keeps float32 exact to 1e-6 for a gradient of the window at any damping.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from jaxlab.core.match import leaf_paths
+from jaxlab.core.matrix import accumulator
+from jaxlab.core.registry import suggest
+from jaxlab.optim.mfac.compressed import SparseRows, dense_of
+from jaxlab.optim.mfac.products import row_combination, row_products
+
+
+class FisherWindow(NamedTuple):
+    """A ring buffer of m gradients; rows that have not been written are 0.
+
+    Attributes:
+      rows: tree of the gradients' structure; each leaf (m, *shape), or `SparseRows`.
+      gram: (m, m) inner products of the rows as they are stored.
+      head: int32, where the next gradient goes.
+      count: int32, rows that have been written, m at most.
+    """
+
+    rows: Any
+    gram: jax.Array
+    head: jax.Array
+    count: jax.Array
+
+    # One Gram matrix for all parameters: rows of some of them are no window (jaxlab.optim.carry).
+    joint = True
+
+
+def window_init(m: int, like: Any, dtype: Any = jnp.float32, sharding: Any = None) -> FisherWindow:
+    """An empty window.
+
+    Args:
+      m: gradients that it holds.
+      like: number of parameters, or a tree of floating arrays (or their shapes).
+      dtype: that rows are stored in; products accumulate in float32, or float64 for float64.
+      sharding: of every leaf of the rows; None leaves it to JAX.
+
+    Raises:
+      ValueError: `m` is below 1, or an array is not floating.
+
+    >>> window_init(2, 3).rows.shape
+    (2, 3)
+    """
+    check_count("m", m)
+    if isinstance(like, int):
+        like = jax.ShapeDtypeStruct((like,), jnp.float32)
+    check_floating(like)
+    rows = jax.tree.map(lambda x: jnp.zeros((m, *x.shape), dtype, device=sharding), like)
+    return empty_window(m, rows, dtype)
+
+
+def empty_window(m: int, rows: Any, dtype: Any) -> FisherWindow:
+    """A window around rows of zeros."""
+    gram = jnp.zeros((m, m), accumulator(dtype))
+    return FisherWindow(rows, gram, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def window_push(
+    win: FisherWindow, g: Any, *, keep: jax.Array | None = None, axis_name: Any = None
+) -> FisherWindow:
+    """Writes a gradient over the oldest row. Donate the window: otherwise it is copied.
+
+    Args:
+      win: the window.
+      g: tree of the gradient, rounded to the rows' dtype before anything else; one sparse row
+        for each leaf where the window's rows are sparse.
+      keep: where False, the window stays as it is; None is `is_row` of the gradient.
+      axis_name: mesh axes that parameters are split over, inside `shard_map`.
+
+    Raises:
+      ValueError: a leaf of `g` has the wrong shape.
+
+    >>> win = window_push(window_init(2, 2), jnp.array([3.0, 4.0]))
+    >>> win.gram.tolist(), int(win.head), int(win.count)
+    ([[25.0, 0.0], [0.0, 0.0]], 1, 1)
+    """
+    check_shapes(win, g)
+    if keep is None:
+        keep = is_row(win, g, axis_name)
+
+    def write(rows, x):
+        if isinstance(rows, SparseRows):
+            return rows.written(x, win.head)
+        return jax.lax.dynamic_update_index_in_dim(rows, x.astype(rows.dtype), win.head, 0)
+
+    # A branch, which nothing is fused into: otherwise XLA writes the row once for each reader, into
+    # copies of the window.
+    rows = jax.lax.cond(
+        keep,
+        lambda rows: jax.tree.map(write, rows, g, is_leaf=_is_sparse),
+        lambda rows: rows,
+        win.rows,
+    )
+    products = window_products(rows, _as_stored(win, g), axis_name)
+    gram = win.gram.at[win.head, :].set(products).at[:, win.head].set(products)
+    moved = keep.astype(jnp.int32)
+    return FisherWindow(
+        rows,
+        jnp.where(keep, gram, win.gram),
+        (win.head + moved) % win.gram.shape[0],
+        jnp.minimum(win.count + moved, win.gram.shape[0]),
+    )
+
+
+def is_row(win: FisherWindow, g: Any, axis_name: Any = None) -> jax.Array:
+    """Whether a gradient is finite, and its square too: one of 1e30 has no Gram matrix."""
+    total = win.gram.dtype
+    squares = [jnp.sum(jnp.square(x.astype(total))) for x in jax.tree.leaves(_as_stored(win, g))]
+    norm = functools.reduce(jnp.add, squares)
+    return jnp.isfinite(norm if axis_name is None else jax.lax.psum(norm, axis_name))
+
+
+def precondition_row(
+    win: FisherWindow,
+    j: jax.Array | int,
+    damp: jax.typing.ArrayLike,
+    *,
+    normaliser: str = "window",
+) -> Any:
+    """F^-1 times row j, by the identity without a subtraction: one pass over the window.
+
+    Args:
+      win: the window.
+      j: the row; may be traced.
+      damp: the damping, above 0; may be traced.
+      normaliser: "window" divides the sum of squares by m, as the paper's code does, also while
+        rows are empty; "count" by the rows that have been written.
+
+    Returns:
+      Tree of the gradient's structure, in the dtype of the Gram matrix.
+
+    Raises:
+      ValueError: `damp` is not above 0, or the normaliser is unknown.
+
+    >>> win = window_push(window_init(2, 2), jnp.array([0.0, 4.0]))
+    >>> precondition_row(win, 0, 24.0).tolist()  # g m / (m damp + |g|^2)
+    [0.0, 0.125]
+    """
+    size = divisor(win, normaliser)
+    place = jax.nn.one_hot(j, win.gram.shape[0], dtype=win.gram.dtype)
+    weights = size * solve(win.gram, size * as_damping(damp, win), place)
+    return window_combination(weights, win.rows)
+
+
+def ihvp(
+    win: FisherWindow,
+    x: Any,
+    damp: jax.typing.ArrayLike,
+    *,
+    normaliser: str = "window",
+    axis_name: Any = None,
+) -> Any:
+    """F^-1 x for any x: linear and symmetric in x, so that it is its own transpose.
+
+    Args:
+      win: the window.
+      x: tree of the gradient's structure.
+      damp: the damping, above 0; may be traced. Where it is far below the squares of the
+        gradients, the subtraction in float32 loses digits in the span of the window.
+      normaliser: as of `precondition_row`.
+      axis_name: mesh axes that parameters are split over, inside `shard_map`.
+
+    Returns:
+      Tree of the structure and the dtypes of `x`.
+
+    Raises:
+      ValueError: a leaf of `x` has the wrong shape, `damp` is not above 0, or the normaliser is
+        unknown.
+
+    >>> ihvp(window_init(2, 2), jnp.array([3.0, 4.0]), 0.5).tolist()  # nothing but the damping
+    [6.0, 8.0]
+    """
+    check_shapes(win, x)
+    size, damping = divisor(win, normaliser), as_damping(damp, win)
+    weights = solve(win.gram, size * damping, window_products(win.rows, x, axis_name))
+
+    def subtract(x, y):
+        return ((x.astype(y.dtype) - y) / damping.astype(y.dtype)).astype(x.dtype)
+
+    return jax.tree.map(subtract, x, window_combination(weights, win.rows))
+
+
+def solve(gram: jax.Array, shift: jax.Array, b: jax.Array) -> jax.Array:
+    """(shift I + gram)^-1 b by Cholesky's factors.
+
+    In float32 the factorisation fails for nearly parallel gradients if the shift is some 1e7 times
+    smaller than their squares. Then the diagonal is raised by the root of the rounding error, which
+    balances what rounding and what the change costs.
+    """
+    m = gram.shape[0]
+    matrix = gram + shift * jnp.eye(m, dtype=gram.dtype)
+    factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
+
+    def raised():
+        share = float(jnp.finfo(gram.dtype).eps) ** 0.5
+        return jnp.linalg.cholesky(matrix + share * jnp.diag(jnp.diag(matrix)))
+
+    is_good = jnp.all(jnp.isfinite(jnp.diag(factor)))
+    factor = jax.lax.cond(is_good, lambda: factor, raised)
+    return jax.scipy.linalg.cho_solve((factor, True), b.astype(gram.dtype))
+
+
+def window_products(rows: Any, x: Any, axis_name: Any = None) -> jax.Array:
+    """G x: the inner products of every row with x, (m,)."""
+
+    def product(rows, x):
+        return rows.products(x) if isinstance(rows, SparseRows) else row_products(rows, x)
+
+    parts = jax.tree.leaves(jax.tree.map(product, rows, x, is_leaf=_is_sparse))
+    total = functools.reduce(jnp.add, parts)
+    return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+
+def window_combination(weights: jax.Array, rows: Any) -> Any:
+    """G^T weights: a tree of the gradient's structure."""
+
+    def combine(rows):
+        is_sparse = isinstance(rows, SparseRows)
+        return rows.combination(weights) if is_sparse else row_combination(weights, rows)
+
+    return jax.tree.map(combine, rows, is_leaf=_is_sparse)
+
+
+def divisor(win: FisherWindow, normaliser: str) -> jax.Array:
+    """What the sum of squares is divided by, as a float of the Gram matrix's dtype."""
+    check_normaliser(normaliser)
+    return jnp.asarray(NORMALISERS[normaliser](win), win.gram.dtype)
+
+
+NORMALISERS: dict[str, Callable[[FisherWindow], Any]] = {
+    "window": lambda win: win.gram.shape[0],
+    "count": lambda win: jnp.maximum(win.count, 1),
+}
+
+
+def check_normaliser(normaliser: str) -> None:
+    """Raises a ValueError unless there is such a divisor."""
+    if normaliser not in NORMALISERS:
+        raise ValueError(f"mfac: normaliser={normaliser!r}; {suggest(normaliser, NORMALISERS)}")
+
+
+def as_damping(damp: jax.typing.ArrayLike, win: FisherWindow) -> jax.Array:
+    """The damping in the Gram matrix's dtype, checked unless it is traced."""
+    check_damp(damp)
+    return jnp.asarray(damp).astype(win.gram.dtype)
+
+
+def check_damp(damp: Any) -> None:
+    """Raises a ValueError unless a known damping is a number above 0."""
+    if not isinstance(damp, Tracer) and not (damp > 0 and math.isfinite(damp)):
+        raise ValueError(f"mfac: damp={damp!r} must be a number above 0; the paper's is 1e-5")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises a ValueError unless a number that shapes depend on is 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"mfac: {name}={value!r} must be an int, 1 or more; under inject_hyperparams name it "
+            "in static_args"
+        )
+
+
+def check_floating(tree: Any) -> None:
+    """Raises a ValueError for a leaf that is not real and floating."""
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"mfac: {jax.tree_util.keystr(path) or 'the array'} is {x.dtype}; gradients must "
+                "be floating: leave others out with optax.masked"
+            )
+
+
+def check_shapes(win: FisherWindow, x: Any) -> None:
+    """Raises a ValueError unless x has the structure and the shapes of a row."""
+    expected = {p: r.shape[1:] for p, r in leaf_paths(win.rows, is_leaf=_is_sparse).items()}
+    actual = {
+        p: y.shape[1:] if _is_sparse(y) else y.shape
+        for p, y in leaf_paths(x, is_leaf=_is_sparse).items()
+    }
+    if expected != actual:
+        raise ValueError(f"mfac: shapes {actual} are not those of the window's rows, {expected}")
+
+
+def _is_sparse(x: Any) -> bool:
+    return isinstance(x, SparseRows)
+
+
+def _as_stored(win: FisherWindow, g: Any) -> Any:
+    # Products with an unrounded row would not make a Gram matrix.
+    def stored(rows, x):
+        return dense_of(x) if isinstance(x, SparseRows) else x.astype(rows.dtype)
+
+    return jax.tree.map(stored, win.rows, g, is_leaf=_is_sparse)

@@ -1,0 +1,111 @@
+"""The window on two devices: placed like its parameters, and only m numbers are exchanged."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxlab.optim.mfac import scale_by_mfac
+from jaxlab.training.sharding import make_mesh, param_specs, put_tree, state_shardings
+from jaxlab.training.state import init_state
+
+M = 3
+PARAMS = {"up": jnp.ones((6, 4)), "down": {"kernel": jnp.ones((4, 8))}, "bias": jnp.ones(5)}
+RULES = [("up", ("model", None)), ("down/kernel", (None, "model"))]
+TX = scale_by_mfac(M, 0.1, momentum=0.9, weight_decay=0.1)
+
+
+@pytest.fixture(autouse=True)
+def _loose_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        yield
+
+
+def gradients(steps):
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        yield jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), PARAMS)
+
+
+def run(update, params, state, put=lambda grads: grads):
+    seen = []
+    for grads in gradients(5):
+        updates, state = update(put(grads), state, params)
+        seen.append(updates)
+    return seen, state
+
+
+def assert_close(actual, expected):
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+def reduced(text):
+    """Numbers in each all-reduce of a program, and the names of its other collectives."""
+    kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+    calls = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
+    sizes = [
+        int(np.prod([int(n) for n in dims.split(",") if n]))
+        for shapes, kind in calls
+        if kind == "all-reduce"
+        for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
+    ]
+    return sizes, {kind for _, kind in calls} - {"all-reduce"}
+
+
+def test_two_devices_agree_with_one_and_exchange_vectors_of_m():
+    mesh = make_mesh(data=1, model=2)
+    state = init_state(PARAMS, TX, freeze=(), ema=0.0)
+    specs = param_specs(PARAMS, RULES, mesh)
+    places = state_shardings(state, specs, mesh)
+    rows = places.opt.window.rows
+    assert rows["up"].spec == PartitionSpec(None, "model", None)
+    assert rows["down"]["kernel"].spec == PartitionSpec(None, None, "model")
+    assert places.opt.window.gram.spec == PartitionSpec()
+    expected, last = run(jax.jit(TX.update), PARAMS, state.opt)
+    like = jax.tree.map(
+        lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    put = lambda grads: put_tree(grads, like)  # noqa: E731
+    update = jax.jit(TX.update, out_shardings=(like, places.opt), donate_argnums=1)
+    params, opt = put(PARAMS), put_tree(state.opt, places.opt)
+    sizes, others = reduced(update.lower(put(PARAMS), opt, params).compile().as_text())
+    assert others == set()
+    assert sizes
+    assert max(sizes) <= M
+    actual, opt = run(update, params, opt, put)
+    assert_close(actual, expected)
+    assert_close(opt, last)
+    assert opt.window.rows["up"].addressable_shards[0].data.shape == (M, 3, 4)
+
+
+def test_a_shard_map_names_its_axis():
+    mesh = make_mesh(data=1, model=2)
+    rng = np.random.default_rng(0)
+    every = {"w": rng.normal(size=(4, 6, 3)), "b": rng.normal(size=(4, 8))}
+    every["b"][2, 0] = np.nan  # on one device
+    split = jax.tree.map(lambda _: PartitionSpec(None, "model"), every)
+
+    def steps(every, axis_name=None):
+        tx = scale_by_mfac(M, 0.1, axis_name=axis_name)
+        state, seen = tx.init(jax.tree.map(lambda g: g[0], every)), []
+        for i in range(4):
+            updates, state = tx.update(jax.tree.map(lambda g: g[i], every), state)  # noqa: B023
+            seen.append(updates)
+        return jax.tree.map(lambda *u: jnp.stack(u), *seen), state.n_skipped
+
+    every = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), every)
+    out = (split, PartitionSpec())
+    sharded = jax.shard_map(
+        lambda every: steps(every, "model"),
+        mesh=mesh,
+        in_specs=(split,),
+        out_specs=out,
+        check_vma=False,
+    )
+    actual, skipped = jax.jit(sharded)(every)
+    assert_close(actual, jax.jit(steps)(every)[0])
+    assert int(skipped) == 1
