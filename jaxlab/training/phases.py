@@ -4,7 +4,7 @@ A phase's transform maps (params, optimizer state) to new ones outside jit; the 
 once for each structure. Returning None for the optimizer state keeps what still fits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,27 +18,8 @@ from jaxlab.core.calibration import compress_calibrated
 from jaxlab.core.lifecycle import at
 from jaxlab.core.plan import Plan
 from jaxlab.optim import carry
-
-# (params, optimizer state, key) -> (params, optimizer state or None)
-Transform = Callable[[Any, Any, jax.Array], tuple[Any, Any]]
-
-
-class Surroundings(NamedTuple):
-    """What a run offers its phases; a constructor takes it by declaring `run`.
-
-    Attributes:
-      steps: length of the run.
-      start: the step before which the phase is applied.
-      loss: (params, batch) -> scalar, the task's loss.
-      batch: step -> the training batch of that step, on its devices.
-      weight: batch -> what its rows or tokens count in statistics of the layers' inputs.
-    """
-
-    steps: int
-    start: int
-    loss: Callable[[Any, Any], jax.Array]
-    batch: Callable[[int], Any]
-    weight: Callable[[Any], jax.Array]
+from jaxlab.training import pruning as pruning  # registers its phase
+from jaxlab.training.surroundings import Surroundings, Transform
 
 
 class Phase(NamedTuple):

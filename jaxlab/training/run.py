@@ -197,7 +197,8 @@ class Run:
         if not self.experiment.steps:
             progress = 1.0
         now = self._at(state.eval_params, np.float32(progress))
-        final = self._finalize(now)
+        # Again with values at hand: no trace knows how much a mask keeps, and so its packed size.
+        final = finalize(self._finalize(now))
         return final, {"trained": self.evaluate(now), "finalized": self.evaluate(final)}
 
     def _init(self) -> TrainState:
