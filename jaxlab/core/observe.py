@@ -130,7 +130,7 @@ class Uses:
 
 
 @matrix()
-class _Wrapped(Matrix):
+class Wrapped(Matrix):
     """Another matrix or array, and something that happens when it is multiplied."""
 
     base: Array
@@ -162,7 +162,7 @@ class _Wrapped(Matrix):
 
 
 @matrix()
-class Observed(_Wrapped):
+class Observed(Wrapped):
     """Another matrix or array, which observes what it is multiplied with.
 
     tap, shift, weight and active as for `observe`, each with the leading axes of a stack; `side`
@@ -193,7 +193,7 @@ class Observed(_Wrapped):
 
 
 @matrix()
-class Captured(_Wrapped):
+class Captured(Wrapped):
     """Another matrix or array, whose inputs leave the model whole, as the cotangent of `tap`.
 
     Without a tap their shapes are recorded alone.

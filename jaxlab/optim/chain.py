@@ -11,6 +11,7 @@ import optax
 from jaxlab.core import registry
 from jaxlab.core.match import first_match, leaf_paths, owner_path, path_str
 from jaxlab.optim.cohorts import in_cohorts
+from jaxlab.optim.observing import wrapped
 
 Factors = Sequence[tuple[str, float]]
 
@@ -70,7 +71,7 @@ def make_optimizer(
     parts += [in_cohorts(rule), add_decoupled_decay(), scale_by_rate(rate)]
     if settings["lr_paths"]:
         parts.append(scale_by_path(settings["lr_paths"]))
-    return optax.with_extra_args_support(optax.chain(*parts)), rate
+    return wrapped(optax.with_extra_args_support(optax.chain(*parts)), rule), rate
 
 
 def check_paths(section: Mapping[str, Any], paths: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ import optax
 from jaxlab.core.lifecycle import advance, at, supports, weight_decays
 from jaxlab.core.trainable import combine, partition_like
 from jaxlab.optim.chain import hold_moments
+from jaxlab.optim.observing import statistics_of
 from jaxlab.training.diagnostics import step_diagnostics
 from jaxlab.training.state import TrainState
 
@@ -50,8 +51,9 @@ def make_train_step(
 
     Args:
       loss_fn: (params, batch, key) -> (scalar mean loss, scalar metrics).
-      tx: the optimizer; it is given the extra arguments `value`, the loss, and `decay`, by path
-        the coefficients of decoupled weight decay that matrices ask for.
+      tx: the optimizer; it is given the extra arguments `value`, the loss; `decay`, by path the
+        coefficients of decoupled weight decay that matrices ask for; and if it wants them
+        (`jaxlab.optim.observing`), `stats`, averaged over the parts of the batch as gradients are.
       steps: length of the run, which schedules inside matrices refer to.
       seed: of the loss's randomness.
       accumulate: parts that the batch is split into; gradients are averaged over them.
@@ -62,29 +64,34 @@ def make_train_step(
     Returns:
       A function (state, batch) -> (new state, metrics "loss", "grad_norm" and the task's own).
     """
+    wanted = statistics_of(tx)
 
-    def loss_of(trainable, frozen, progress, batch, key):
-        return loss_fn(at(combine(trainable, frozen), progress), batch, key)
+    def loss_of(trainable, taps, frozen, progress, batch, key):
+        params = at(combine(trainable, frozen), progress)
+        return loss_fn(params if wanted is None else wanted.attach(params, taps), batch, key)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         progress = state.step / steps
         key = jax.random.fold_in(stream(seed, "steps"), state.step)
+        taps = {} if wanted is None else wanted.init(state.trainable)
 
         def gradients(part, key):
-            grad_fn = jax.value_and_grad(loss_of, has_aux=True)
-            (loss, metrics), grads = grad_fn(state.trainable, state.frozen, progress, part, key)
-            return grads, {**metrics, "loss": loss}
+            grad_fn = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+            given = state.trainable, taps, state.frozen, progress, part, key
+            (loss, metrics), (grads, stats) = grad_fn(*given)
+            return grads, stats, {**metrics, "loss": loss}
 
         if accumulate == 1:
-            grads, metrics = gradients(batch, key)
+            grads, stats, metrics = gradients(batch, key)
         else:
-            grads, metrics = _mean_over_parts(gradients, batch, key, accumulate)
+            grads, stats, metrics = _mean_over_parts(gradients, batch, key, accumulate)
         updates, opt = tx.update(
             grads,
             state.opt,
             state.trainable,
             value=metrics["loss"],
             decay=weight_decays(state.params, progress),
+            **({} if wanted is None else {"stats": stats}),
         )
         trainable = optax.apply_updates(state.trainable, updates)
         later = (state.step + 1) / steps

@@ -97,6 +97,15 @@ def test_accumulation_over_parts_changes_nothing():
     )
 
 
+def test_statistics_of_parts_and_of_shards_are_those_of_the_whole():
+    tx = optimizer(name="mkor", lr=0.1, update_every=1)
+    whole, _ = run(params(RULES), tx)
+    parts, _ = run(params(RULES), tx, accumulate=4)
+    shards, _ = run(params(RULES), tx, mesh=make_mesh(2, 1))
+    for other in (parts, shards):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole.opt, other.opt)
+
+
 @pytest.mark.parametrize(("data", "model"), [(2, 1), (1, 2)])
 def test_two_devices_equal_one(data, model):
     rules = [("up/kernel", (None, "model")), ("down/kernel", ("model", None))]
@@ -167,10 +176,15 @@ def test_running_average():
     np.testing.assert_allclose(state.params["up"]["kernel"], second.params["up"]["kernel"])
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lion", "muon"])
+RATES = {"sgd": 0.1, "lion": 3e-3, "adamw": 2e-2, "lamb": 2e-2, "muon": 2e-2}
+RATES |= {"mfac": 2e-2, "mkor": 0.1, "eva": 0.1}
+
+
+@pytest.mark.parametrize("name", RATES)
 def test_every_optimizer_trains_matrices(name):
-    lr = {"sgd": 0.1, "lion": 3e-3}.get(name, 2e-2)
-    tx = optimizer(name=name, lr=lr, weight_decay=1e-4, schedule={"name": "constant"})
+    own = {"mfac": {"m": 3, "damp": 0.1}, "mkor": {"update_every": 2}}.get(name, {})
+    schedule = {"name": "constant"}
+    tx = optimizer(name=name, lr=RATES[name], weight_decay=1e-4, schedule=schedule, **own)
     state, losses = run(params(RULES), tx)
     assert np.isfinite(losses).all()
     assert loss_fn(state.params, batch(0), None)[0] < losses[0]

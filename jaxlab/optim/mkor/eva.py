@@ -1,0 +1,112 @@
+"""Eva: the curvature of a layer from the means of its inputs and gradients alone.
+
+Source: L. Zhang, S. Shi, B. Li, "Eva: practical second-order optimization with Kronecker-vectorized
+approximation", ICLR 2023. It clips updates by the learning rate and the gradient (KL clipping);
+here they are rescaled to the gradient's norm instead, as MKOR's are, so that both compare.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.core import registry
+from jaxlab.core.match import leaf_paths, path_str
+from jaxlab.optim.from_optax import Mask
+from jaxlab.optim.mkor.factors import check_rescale, rescaled
+from jaxlab.optim.mkor.taps import attach_taps, init_taps, second_order, stats_to_vectors
+from jaxlab.optim.observing import Observing, Statistics, wrapped
+
+
+class EvaState(NamedTuple):
+    """Averages by path of a kernel: of the mean input (..., n) and of the mean gradient (..., o).
+
+    count: int32 updates so far.
+    """
+
+    count: jax.Array
+    averages: dict[str, tuple[jax.Array, jax.Array]]
+
+
+def scale_by_eva(
+    *,
+    decay: jax.typing.ArrayLike = 0.95,
+    damping: jax.typing.ArrayLike = 0.03,
+    rescale: str = "joint",
+    clip: jax.typing.ArrayLike = 100.0,
+    spec: Sequence[str] | None = None,
+) -> Observing:
+    """Multiplies the gradients M of kernels with the inverse of damping I + (a a^T) x (g g^T).
+
+    Args:
+      decay: of the averages of a and g.
+      damping: above 0.
+      rescale: as of `jaxlab.optim.mkor.precondition`.
+      clip: largest absolute value of an entry of a mean.
+      spec: patterns of the paths of the kernels; None is all.
+
+    Returns:
+      A transformation that wants the extra argument `stats`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    check_rescale(rescale)
+    for name, value in (("decay", decay), ("damping", damping)):
+        if isinstance(value, int | float) and not (value > 0 and (name == "damping" or value < 1)):
+            raise ValueError(f"eva: {name}={value} must be above 0, and decay below 1")
+
+    def init(params) -> EvaState:
+        zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
+        averages = {
+            path: (zeros(*w.shape[:-1]), zeros(*w.shape[:-2], w.shape[-1]))
+            for path, w in second_order(params, spec).items()
+        }
+        return EvaState(jnp.zeros((), jnp.int32), averages)
+
+    def update(updates, state, params=None, *, stats=None, **extra):
+        del params, extra
+        if state.averages and stats is None:
+            raise ValueError("eva: update needs the argument stats=, the statistics of the step")
+        vectors = stats_to_vectors({path: stats[path] for path in state.averages}, clip)
+        count = optax.safe_increment(state.count)
+        leaves, new, averages = leaf_paths(updates), {}, {}
+        whole = 1 - jnp.asarray(decay, jnp.float32) ** count.astype(jnp.float32)
+        for path, (a, g, good) in vectors.items():
+            old = state.averages[path]
+            now = (decay * x + (1 - decay) * v for x, v in zip(old, (a, g), strict=True))
+            pair = [jnp.where(good[..., None], x, y) for x, y in zip(now, old, strict=True)]
+            averages[path] = (pair[0], pair[1])
+            a, g = (x / whole for x in pair)
+            m = leaves[path].astype(jnp.float32)
+            inner = jnp.einsum("...n,...no,...o->...", a, m, g, precision="highest")
+            size = jnp.sum(a * a, -1) * jnp.sum(g * g, -1)
+            share = (inner / (damping + size))[..., None, None]
+            p = (m - share * a[..., :, None] * g[..., None, :]) / damping
+            new[path] = rescaled(p, m, rescale)
+        put = lambda path, x: new.get(path_str(path), x).astype(x.dtype)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(put, updates), EvaState(count, averages)
+
+    return Observing(init, update, Statistics(lambda p: init_taps(p, spec), attach_taps))
+
+
+@registry.register("optimizer", "eva")
+def eva_of_config(
+    *,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float,
+    mask: Mask,
+    inner: str = "sgd",
+    inner_settings: Mapping[str, Any] = {},
+    decay: float = 0.95,
+    damping: float = 0.03,
+    rescale: str = "joint",
+    kernels: Sequence[str] = (),
+) -> optax.GradientTransformation:
+    """Eva in front of the optimizer `inner`."""
+    rule = scale_by_eva(decay=decay, damping=damping, rescale=rescale, spec=kernels or None)
+    context = {"learning_rate": learning_rate, "weight_decay": weight_decay, "mask": mask}
+    after = registry.build("optimizer", {"name": inner, **inner_settings}, **context)
+    return wrapped(optax.with_extra_args_support(optax.chain(rule, after)), rule)  # pyright: ignore

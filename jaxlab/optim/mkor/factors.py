@@ -1,0 +1,179 @@
+"""Inverse Kronecker factors: the rank-1 update, the stabiliser, and the product with a gradient.
+
+The rank-1 update of the paper's algorithm 1 is printed with the other sign and raises what it
+should lower; the authors' code does the update "interp" below, which is the default.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.core.matrix import accumulator
+from jaxlab.core.registry import suggest
+
+Update = Callable[[jax.Array, jax.Array, jax.typing.ArrayLike], jax.Array]
+
+
+def sherman_morrison(
+    j: jax.Array, v: jax.Array, *, mode: str = "interp", gamma: jax.typing.ArrayLike = 0.95
+) -> jax.Array:
+    """The inverse factor after the vector of a step.
+
+    All three keep a symmetric matrix symmetric bit for bit.
+
+    Args:
+      j: (..., n, n), symmetric.
+      v: (..., n).
+      mode: "interp", the inverse of (gamma J + (1 - gamma) I)^-1 + v v^T, whose eigenvalues stay
+        in (0, 1]; "ema", the inverse of gamma J^-1 + (1 - gamma) v v^T, whose eigenvalues grow
+        where no vector points; "paper", what the paper prints, which is no inverse of either and
+        diverges: for comparison only.
+      gamma: in (0, 1).
+
+    Returns:
+      (..., n, n), in the dtype of `j`, computed in float32 or better.
+
+    >>> [round(sherman_morrison(jnp.full((1, 1), 2.0), jnp.ones(1), mode=m, gamma=0.9).item(), 4)
+    ...  for m in ("interp", "ema", "paper")]
+    [0.6552, 1.8182, 2.2185]
+    """
+    check_update(mode)
+    dtype = accumulator(j.dtype)
+    return UPDATES[mode](j.astype(dtype), v.astype(dtype), jnp.asarray(gamma, dtype)).astype(
+        j.dtype
+    )
+
+
+def _interp(j: jax.Array, v: jax.Array, gamma: jax.Array) -> jax.Array:
+    u = gamma * _times(j, v) + (1 - gamma) * v
+    eye = jnp.eye(v.shape[-1], dtype=j.dtype)
+    return gamma * j + (1 - gamma) * _like(eye, j) - _outer(u) / (1 + _dot(v, u))
+
+
+def _ema(j: jax.Array, v: jax.Array, gamma: jax.Array) -> jax.Array:
+    u = _times(j, v)
+    return (j - (1 - gamma) * _outer(u) / (gamma + (1 - gamma) * _dot(v, u))) / gamma
+
+
+def _paper(j: jax.Array, v: jax.Array, gamma: jax.Array) -> jax.Array:
+    u = _times(j, v)
+    return gamma * j + (1 - gamma) * _outer(u) / (gamma**2 * (1 + gamma * (1 - gamma) * _dot(v, u)))
+
+
+UPDATES: dict[str, Update] = {"interp": _interp, "ema": _ema, "paper": _paper}
+# Largest entry that an inverse factor may have, unless another is asked for.
+LIMITS = {"interp": 2.0, "ema": 100.0, "paper": 2.0}
+
+
+def check_update(mode: str) -> None:
+    """Raises a ValueError unless there is such an update."""
+    if mode not in UPDATES:
+        raise ValueError(f"mkor: factor_update={mode!r}; {suggest(mode, UPDATES)}")
+
+
+def stabilise(
+    j: jax.Array, eps: jax.typing.ArrayLike, zeta: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Pulls a factor that has grown towards the identity.
+
+    Args:
+      j: (..., n, n).
+      eps: largest absolute value of an entry that is left alone.
+      zeta: what remains of a larger one: zeta J + (1 - zeta) I.
+
+    Returns:
+      The factor, and booleans (...,): whether it was pulled.
+
+    >>> j, fired = stabilise(jnp.array([[1000.0]]), 2.0, 0.9)
+    >>> round(j.item(), 1), bool(fired)
+    (900.1, True)
+    """
+    fired = jnp.max(jnp.abs(j), axis=(-2, -1)) > jnp.asarray(eps, j.dtype)
+    share = jnp.asarray(zeta, j.dtype)
+    pulled = share * j + (1 - share) * _like(jnp.eye(j.shape[-1], dtype=j.dtype), j)
+    return jnp.where(fired[..., None, None], pulled, j), fired
+
+
+def precondition(
+    m: jax.Array,
+    ja: jax.Array | None,
+    jg: jax.Array | None,
+    rescale: str = "joint",
+    *,
+    bias: bool = False,
+) -> jax.Array:
+    """J_a M J_g, as long as M is.
+
+    Args:
+      m: (..., n, o), the gradient of a kernel; with a bias, that of the bias is its last row.
+      ja: (..., n, n), or None for the identity.
+      jg: (..., o, o), or None.
+      rescale: "joint", to the Frobenius norm of M; "split_sum", as the authors' code does, to the
+        sum of the norms of kernel and bias; "none".
+      bias: whether the last row is a bias's.
+
+    Returns:
+      (..., n, o), float32 or better; 0 where M is.
+
+    Raises:
+      ValueError: `rescale` is unknown.
+
+    >>> m = jnp.array([[3.0, 4.0]])
+    >>> [precondition(m, 0.5 * jnp.eye(1), None, how).tolist() for how in ("joint", "none")]
+    [[[3.0, 4.0]], [[1.5, 2.0]]]
+    """
+    check_rescale(rescale)
+    dtype = accumulator(m.dtype)
+    m = p = m.astype(dtype)
+    p = p if ja is None else jnp.matmul(ja.astype(dtype), p)
+    p = p if jg is None else jnp.matmul(p, jg.astype(dtype))
+    return rescaled(p, m, rescale, bias=bias)
+
+
+def rescaled(p: jax.Array, m: jax.Array, rescale: str, *, bias: bool = False) -> jax.Array:
+    """`p`, (..., n, o), as long as `m`; arguments as of `precondition`."""
+    measure = RESCALES[rescale]
+    if measure is None:
+        return p
+    before, after = measure(m, bias), measure(p, bias)
+    positive = after > 0
+    ratio = jnp.where(positive, before / jnp.where(positive, after, 1), 0)
+    return p * ratio[..., None, None]
+
+
+def _joint(m: jax.Array, bias: bool) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(m), axis=(-2, -1)))
+
+
+def _split_sum(m: jax.Array, bias: bool) -> jax.Array:
+    return _joint(m[..., :-1, :], bias) + _joint(m[..., -1:, :], bias) if bias else _joint(m, bias)
+
+
+RESCALES: dict[str, Callable[[jax.Array, bool], jax.Array] | None] = {
+    "joint": _joint,
+    "split_sum": _split_sum,
+    "none": None,
+}
+
+
+def check_rescale(rescale: str) -> None:
+    """Raises a ValueError unless there is such a rescaling."""
+    if rescale not in RESCALES:
+        raise ValueError(f"mkor: rescale={rescale!r}; {suggest(rescale, RESCALES)}")
+
+
+def _times(j: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("...ij,...j->...i", j, v, precision="highest")
+
+
+def _outer(u: jax.Array) -> jax.Array:
+    return u[..., :, None] * u[..., None, :]
+
+
+def _dot(v: jax.Array, u: jax.Array) -> jax.Array:
+    return jnp.sum(v * u, axis=-1)[..., None, None]
+
+
+def _like(matrix: jax.Array, j: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(matrix, j.shape)

@@ -1,0 +1,283 @@
+"""MKOR as an optax transformation in front of an inner optimizer.
+
+Differs from the authors' code: the first vector updates the factors, which there only become the
+identity; vectors are clipped after the mean and not row by row; each factor is stabilised by
+itself. A layer whose statistics are not finite, or that no row reached, keeps its factors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from jaxlab.core import registry
+from jaxlab.core.match import leaf_paths, path_str
+from jaxlab.optim.from_optax import Mask
+from jaxlab.optim.mkor.factors import (
+    LIMITS,
+    check_rescale,
+    check_update,
+    precondition,
+    sherman_morrison,
+    stabilise,
+)
+from jaxlab.optim.mkor.hybrid import Hybrid, HybridState, hybrid_init, hybrid_step
+from jaxlab.optim.mkor.taps import Tap, attach_taps, init_taps, second_order, stats_to_vectors
+from jaxlab.optim.observing import Observing, Statistics, wrapped
+
+
+class Factors(NamedTuple):
+    """The inverse factors of a layer, or of a stack; None is the identity of a side too wide.
+
+    Attributes:
+      ja: (..., n, n), or (..., n + 1, n + 1) where the layer has a bias.
+      jg: (..., o, o).
+    """
+
+    ja: jax.Array | None
+    jg: jax.Array | None
+
+
+class MkorState(NamedTuple):
+    """What the next update depends on: arrays only.
+
+    Attributes:
+      count: int32 updates so far.
+      factors: by path of a kernel.
+      hybrid: of MKOR-H; () without it.
+    """
+
+    count: jax.Array
+    factors: dict[str, Factors]
+    hybrid: HybridState | tuple[()]
+
+
+def scale_by_mkor(
+    *,
+    gamma: jax.typing.ArrayLike = 0.95,
+    update_every: jax.typing.ArrayLike = 10,
+    warmup_steps: jax.typing.ArrayLike = 0,
+    factor_update: str = "interp",
+    eps: jax.typing.ArrayLike | None = None,
+    zeta: jax.typing.ArrayLike = 0.9,
+    rescale: str = "joint",
+    clip: jax.typing.ArrayLike = 100.0,
+    factor_dtype: Any = jnp.float32,
+    spec: Sequence[str] | None = None,
+    hybrid: Hybrid | None = None,
+    max_dim: int = 8192,
+) -> Observing:
+    """Multiplies the gradients of kernels and their biases with inverse Kronecker factors.
+
+    The statistics of a step update the factors, and the factors then its gradient. Everything that
+    is not a kernel, or the bias beside one, passes through.
+
+    Args:
+      gamma: in (0, 1), how slowly factors forget.
+      update_every: steps from one update of the factors to the next.
+      warmup_steps: at the beginning, in which every step updates them.
+      factor_update: as `mode` of `sherman_morrison`.
+      eps: largest entry of a factor that the stabiliser leaves alone; None is 2, and 100 for "ema".
+      zeta: what it leaves of a larger one.
+      rescale: as of `precondition`.
+      clip: largest absolute value of an entry of a mean.
+      factor_dtype: that factors are stored in; updates are computed in float32 or better.
+      spec: patterns of the paths of the kernels; None is all, and the factors of matrices.
+      hybrid: when to fall back to the inner optimizer alone; None is never.
+      max_dim: a wider side of a kernel keeps the identity.
+
+    Returns:
+      A transformation that wants the extra arguments `stats`, of `value_grad_stats`, and with
+      `hybrid` the loss, `value`.
+
+    Raises:
+      ValueError: an argument is out of its range, here or in the first update.
+
+    >>> tx = scale_by_mkor(update_every=1)
+    >>> params, grads = {"kernel": jnp.ones((2, 1))}, {"kernel": jnp.array([[3.0], [4.0]])}
+    >>> stats = {"kernel": Tap(jnp.array([3.0, 4.0, 1.0]), jnp.ones(1))}
+    >>> update, _ = tx.update(grads, tx.init(params), stats=stats)
+    >>> update["kernel"].round(4).tolist()  # along the gradient there is nothing else to prefer
+    [[3.0], [4.0]]
+    """
+    check_update(factor_update)
+    check_rescale(rescale)
+    for name, value, least, most in (
+        ("gamma", gamma, 0, 1),
+        ("zeta", zeta, 0, 1),
+        ("update_every", update_every, 0, float("inf")),
+        ("max_dim", max_dim, 0, float("inf")),
+    ):
+        if isinstance(value, int | float) and not least < value < most:
+            bound = f"in ({least}, {most})" if most == 1 else "1 or more"
+            raise ValueError(f"mkor: {name}={value} must be {bound}")
+    limit = LIMITS[factor_update] if eps is None else eps
+
+    def identity(stack: tuple[int, ...], n: int) -> jax.Array | None:
+        if n > max_dim:
+            return None
+        return jnp.broadcast_to(jnp.eye(n, dtype=factor_dtype), (*stack, n, n))
+
+    def init(params) -> MkorState:
+        _check_real(params)
+        leaves, factors = leaf_paths(params), {}
+        for path, w in second_order(params, spec).items():
+            *stack, n, o = w.shape
+            rows = n + (_bias_of(path, leaves) is not None)
+            factors[path] = Factors(identity(tuple(stack), rows), identity(tuple(stack), o))
+        return MkorState(jnp.zeros((), jnp.int32), factors, hybrid_init() if hybrid else ())
+
+    def refreshed(j, v, good):
+        if j is None:
+            return None
+        new = sherman_morrison(stabilise(j, limit, zeta)[0], v, mode=factor_update, gamma=gamma)
+        return jnp.where(good[..., None, None], new, j)
+
+    def refresh(factors, stats):
+        found = {}
+        for path, (a, g, good) in stats_to_vectors(stats, clip).items():
+            ja, jg = factors[path]
+            if ja is not None and ja.shape[-1] > a.shape[-1]:
+                a = jnp.concatenate([a, jnp.ones((*a.shape[:-1], 1), a.dtype)], axis=-1)
+            found[path] = Factors(refreshed(ja, a, good), refreshed(jg, g, good))
+        return found
+
+    def update(updates, state, params=None, *, stats=None, value=None, **extra):
+        del params, extra
+        stats = _stats_for(state.factors, stats)
+        due = (state.count % update_every == 0) | (state.count < warmup_steps)
+        watch, first = state.hybrid, jnp.zeros((), bool)
+        if hybrid is not None:
+            if value is None:
+                raise ValueError("mkor: hybrid needs the loss: update(..., value=loss)")
+            watch = hybrid_step(state.hybrid, value, state.count, due, hybrid)
+            first = watch.switched
+        due = jnp.asarray(due) & ~first
+        keep = lambda factors, stats: factors  # noqa: E731
+        factors = jax.lax.cond(due, refresh, keep, state.factors, stats)
+        scaled = _preconditioned(updates, factors, rescale)
+        if hybrid is not None:
+            # Chosen and not branched on: the products are few, and both sides stay in place.
+            scaled = jax.tree.map(lambda raw, p: jnp.where(first, raw, p), updates, scaled)
+        return scaled, MkorState(optax.safe_increment(state.count), factors, watch)
+
+    wants = Statistics(lambda params: init_taps(params, spec), attach_taps)
+    return Observing(init, update, wants)
+
+
+def mkor(
+    learning_rate: optax.ScalarOrSchedule,
+    inner: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = optax.lamb,
+    **options: Any,
+) -> Observing:
+    """MKOR in front of an inner optimizer; options as of `scale_by_mkor`.
+
+    Args:
+      learning_rate: of the inner optimizer.
+      inner: learning rate -> optimizer, e.g. `optax.adamw`; decay belongs there.
+      **options: of `scale_by_mkor`.
+
+    >>> tx = mkor(0.1, optax.sgd)
+    >>> params = {"scale": jnp.ones(1)}
+    >>> tx.update({"scale": jnp.ones(1)}, tx.init(params), params, stats={})[0]["scale"].tolist()
+    [-0.10000000149011612]
+    """
+    rule = scale_by_mkor(**options)
+    return wrapped(optax.with_extra_args_support(optax.chain(rule, inner(learning_rate))), rule)  # pyright: ignore
+
+
+@registry.register("optimizer", "mkor")
+def mkor_of_config(
+    *,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float,
+    mask: Mask,
+    inner: str = "sgd",
+    inner_settings: Mapping[str, Any] = {},
+    gamma: float = 0.95,
+    update_every: int = 10,
+    warmup_steps: int = 0,
+    factor_update: str = "interp",
+    eps: float = 0.0,
+    zeta: float = 0.9,
+    rescale: str = "joint",
+    clip_means: float = 100.0,
+    factor_dtype: str = "float32",
+    kernels: Sequence[str] = (),
+    hybrid: bool = False,
+    max_dim: int = 8192,
+) -> optax.GradientTransformation:
+    """MKOR in front of the optimizer `inner`; eps=0 and no `kernels` are the defaults of both."""
+    rule = scale_by_mkor(
+        gamma=gamma,
+        update_every=update_every,
+        warmup_steps=warmup_steps,
+        factor_update=factor_update,
+        eps=eps or None,
+        zeta=zeta,
+        rescale=rescale,
+        clip=clip_means,
+        factor_dtype=factor_dtype,
+        spec=kernels or None,
+        hybrid=Hybrid() if hybrid else None,
+        max_dim=max_dim,
+    )
+    context = {"learning_rate": learning_rate, "weight_decay": weight_decay, "mask": mask}
+    after = registry.build("optimizer", {"name": inner, **inner_settings}, **context)
+    return wrapped(optax.with_extra_args_support(optax.chain(rule, after)), rule)  # pyright: ignore
+
+
+def _preconditioned(updates: Any, factors: dict[str, Factors], rescale: str) -> Any:
+    leaves, new = leaf_paths(updates), {}
+    for path, (ja, jg) in factors.items():
+        m, bias = leaves[path], _bias_of(path, leaves)
+        if bias is not None:
+            m = jnp.concatenate([m, leaves[bias][..., None, :].astype(m.dtype)], axis=-2)
+        p = precondition(m, ja, jg, rescale, bias=bias is not None)
+        if bias is not None:
+            p, new[bias] = p[..., :-1, :], p[..., -1, :]
+        new[path] = p
+    put = lambda path, x: new.get(path_str(path), x).astype(x.dtype)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(put, updates)
+
+
+def _bias_of(path: str, leaves: Mapping[str, Any]) -> str | None:
+    """The path of the bias beside a kernel, if one of its shape is among the leaves."""
+    *above, name = path.split("/")
+    beside, w = "/".join([*above, "bias"]), leaves[path]
+    if name != "kernel" or beside not in leaves:
+        return None
+    return beside if leaves[beside].shape == (*w.shape[:-2], w.shape[-1]) else None
+
+
+def _stats_for(factors: dict[str, Factors], stats: Any) -> dict[str, Tap]:
+    """The statistics of the layers that have factors here, which may be some of all."""
+    if factors and stats is None:
+        raise ValueError(
+            "mkor: update needs the argument stats=, the statistics of the step: "
+            "value_grad_stats(loss)(params, init_taps(params), ...) returns them"
+        )
+    for path, (ja, jg) in factors.items():
+        if path not in stats:
+            raise ValueError(f"mkor: stats has no {path!r}; {registry.suggest(path, stats)}")
+        a, g = stats[path]
+        fits = ja is None or a.shape[-1] - 1 in (ja.shape[-1], ja.shape[-1] - 1)
+        if not fits or (jg is not None and g.shape[-1] != jg.shape[-1]):
+            raise ValueError(
+                f"mkor: stats of {path!r} are of {a.shape[-1] - 1} inputs and {g.shape[-1]} "
+                f"outputs; its factors are of {None if ja is None else ja.shape[-1]} and "
+                f"{None if jg is None else jg.shape[-1]}"
+            )
+    return {path: stats[path] for path in factors}
+
+
+def _check_real(params: Any) -> None:
+    for path, x in leaf_paths(params).items():
+        if not isinstance(x, Tracer) and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"mkor: {path!r} is {x.dtype}; parameters must be floating: leave others out with "
+                "optax.masked"
+            )

@@ -1,0 +1,104 @@
+"""Inverse factors: the three updates, the stabiliser, the product with a gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.optim.mkor import precondition, sherman_morrison, stabilise
+
+GAMMA = 0.9
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+@pytest.mark.parametrize("n", [1, 3, 17, 128])
+def test_updates_are_inverses(n):
+    with jax.enable_x64(True):
+        j, inverse = jnp.eye(n), np.eye(n)
+        update = jax.jit(lambda j, v: sherman_morrison(j, v, mode="ema", gamma=GAMMA))
+        for step in range(5):
+            v = draw(step, n)
+            j = update(j, jnp.asarray(v))
+            inverse = GAMMA * inverse + (1 - GAMMA) * np.outer(v, v)
+        np.testing.assert_allclose(j, np.linalg.inv(inverse), rtol=1e-10, atol=1e-10)
+        got = sherman_morrison(j, jnp.asarray(v), gamma=GAMMA)
+        pulled = GAMMA * np.asarray(j) + (1 - GAMMA) * np.eye(n)
+        expected = np.linalg.inv(np.linalg.inv(pulled) + np.outer(v, v))
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
+        nothing = jnp.zeros(n)
+        np.testing.assert_allclose(sherman_morrison(j, nothing, gamma=GAMMA), pulled, rtol=1e-12)
+        by_ema = sherman_morrison(j, nothing, mode="ema", gamma=GAMMA)
+        np.testing.assert_allclose(by_ema, np.asarray(j) / GAMMA, rtol=1e-12)
+
+
+def test_scalars_of_the_three_formulas():
+    with jax.enable_x64(True):
+        j, v = jnp.full((1, 1), 2.0), jnp.ones(1)
+        expected = {"ema": 1.818182, "interp": 0.655172, "paper": 2.218497}
+        for mode, value in expected.items():
+            got = sherman_morrison(j, v, mode=mode, gamma=GAMMA).item()
+            assert abs(got - value) < 1e-6
+
+
+def test_interpolated_factors_stay_between_0_and_1():
+    def step(j, key):
+        a, b = jax.random.split(key)
+        size = 10 ** jax.random.uniform(a, minval=-3.0, maxval=3.0)
+        v = jax.random.normal(b, (6,))
+        return sherman_morrison(j, v * size / jnp.linalg.norm(v)), None
+
+    keys = jax.random.split(jax.random.key(0), 10_000)
+    j, _ = jax.jit(lambda keys: jax.lax.scan(step, jnp.eye(6), keys))(keys)
+    np.testing.assert_array_equal(j, j.T)
+    values = np.linalg.eigvalsh(np.asarray(j, np.float64))
+    assert 0 < values[0]
+    assert values[-1] <= 1 + 1e-6
+
+
+def test_stacks_are_updated_one_by_one():
+    j = jnp.asarray([np.eye(3), 0.5 * np.eye(3)], jnp.float32)
+    v = jnp.asarray(draw(0, 2, 3), jnp.float32)
+    got = sherman_morrison(j, v)
+    for k in range(2):
+        np.testing.assert_allclose(got[k], sherman_morrison(j[k], v[k]), atol=1e-6)
+    half = sherman_morrison(j.astype(jnp.bfloat16), v)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), got, atol=0.01)
+
+
+def test_the_stabiliser_pulls_what_has_grown():
+    j = jnp.asarray([[[1000.0, 0.0], [0.0, 1.0]], [[2.0, 1.0], [1.0, 2.0]]])
+    pulled, fired = stabilise(j, 2.0, 0.9)
+    assert fired.tolist() == [True, False]
+    np.testing.assert_allclose(pulled[0], [[900.1, 0.0], [0.0, 1.0]], rtol=1e-6)
+    np.testing.assert_array_equal(pulled[1], j[1])
+
+
+def test_the_product_is_kroneckers():
+    with jax.enable_x64(True):
+        m, a, g = draw(0, 5, 3), draw(1, 5, 5), draw(2, 3, 3)
+        ja, jg = a @ a.T, g @ g.T
+        got = precondition(*map(jnp.asarray, (m, ja, jg)), "none")
+        # Columns one below the other: vec(A M G) = (G^T kron A) vec(M).
+        vec = np.kron(jg, ja) @ m.reshape(-1, order="F")
+        np.testing.assert_allclose(got.reshape(-1, order="F"), vec, rtol=1e-12)
+        joint = precondition(*map(jnp.asarray, (m, ja, jg)))
+        np.testing.assert_allclose(np.linalg.norm(joint), np.linalg.norm(m), rtol=1e-12)
+        np.testing.assert_allclose(joint / joint[0, 0], got / got[0, 0], rtol=1e-9)
+        split = precondition(*map(jnp.asarray, (m, ja, jg)), "split_sum", bias=True)
+        size = lambda x: np.linalg.norm(x[:-1]) + np.linalg.norm(x[-1])  # noqa: E731
+        np.testing.assert_allclose(size(np.asarray(split)), size(m), rtol=1e-12)
+    nothing = precondition(jnp.zeros((2, 3)), jnp.eye(2), jnp.eye(3))
+    np.testing.assert_array_equal(nothing, jnp.zeros((2, 3)))
+    tiny = precondition(jnp.full((2, 3), 1e-8, jnp.bfloat16), 0.5 * jnp.eye(2), None)
+    np.testing.assert_allclose(tiny, 1e-8, rtol=1e-2)
+
+
+def test_unknown_formulas_are_refused():
+    with pytest.raises(ValueError, match="factor_update='exact'; .*valid: ema, interp, paper"):
+        sherman_morrison(jnp.eye(2), jnp.ones(2), mode="exact")
+    with pytest.raises(ValueError, match="rescale='norm'; .*valid: joint, none, split_sum"):
+        precondition(jnp.ones((2, 2)), None, None, "norm")

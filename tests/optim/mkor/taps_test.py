@@ -1,0 +1,162 @@
+"""Taps against explicit means and sums, under every transformation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxlab
+from jaxlab.models.layers import Conv, patches
+from jaxlab.optim.mkor import Tap, attach_taps, init_taps, stats_to_vectors, value_grad_stats
+from jaxlab.training.sharding import make_mesh
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+PARAMS = {
+    "up": {"kernel": normal(0, 3, 4), "bias": normal(1, 4)},
+    "down": {"kernel": normal(2, 4, 2)},
+}
+X = normal(3, 6, 5, 3)
+
+
+def model(params, x):
+    h = jnp.tanh(x @ params["up"]["kernel"] + params["up"]["bias"][None, None, :])
+    return h @ params["down"]["kernel"]
+
+
+def loss_fn(params, x):
+    return jnp.mean(jnp.sum(model(params, x) ** 2, axis=-1))
+
+
+def expected(params, x):
+    """The sums, by hand: inputs of both layers, and gradients at their outputs."""
+    zero = lambda w: jnp.zeros((*x.shape[:-1], w.shape[-1]))  # noqa: E731
+    up, down = params["up"], params["down"]
+
+    def shifted(added):
+        y = x @ up["kernel"] + up["bias"][None, None, :] + added[0]
+        h = jnp.tanh(y)
+        return jnp.mean(jnp.sum((h @ down["kernel"] + added[1]) ** 2, axis=-1)), h
+
+    at_zero = [zero(up["kernel"]), zero(down["kernel"])]
+    slopes, h = jax.grad(shifted, has_aux=True)(at_zero)
+    found = {}
+    for path, rows, dy in (("up/kernel", x, slopes[0]), ("down/kernel", h, slopes[1])):
+        rows = rows.reshape(-1, rows.shape[-1])
+        found[path] = Tap(jnp.append(rows.sum(0), rows.shape[0]), dy.sum((0, 1)))
+    return found
+
+
+STEP = value_grad_stats(loss_fn)
+
+
+def close(a, b, rtol=1e-5):
+    chex.assert_trees_all_close(a, b, rtol=rtol, atol=1e-6)
+
+
+def test_sums_and_nothing_else_changes(maybe_jit):
+    value, grads, stats = maybe_jit(STEP)(PARAMS, init_taps(PARAMS), X)
+    close(stats, expected(PARAMS, X))
+    plain = maybe_jit(jax.value_and_grad(loss_fn))(PARAMS, X)
+    chex.assert_trees_all_equal((value, grads), plain)
+    # The gradient of the bias is the sum of the gradients at the outputs.
+    close(stats["up/kernel"].g, grads["up"]["bias"])
+
+
+def test_remat_vmap_and_two_devices():
+    want = expected(PARAMS, X)
+    taps = init_taps(PARAMS)
+    remat = value_grad_stats(lambda p, x: jax.checkpoint(loss_fn)(p, x))
+    close(jax.jit(remat)(PARAMS, taps, X)[2], want)
+
+    def mapped(params, x):
+        return jnp.mean(jax.vmap(lambda row: loss_fn(params, row[None]))(x))
+
+    close(jax.jit(value_grad_stats(mapped))(PARAMS, taps, X)[2], want)
+    mesh = make_mesh(2, 1)
+    sharded = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))
+    close(jax.jit(STEP)(PARAMS, taps, sharded)[2], want, rtol=1e-6)
+    # Per example: taps have the mapped axis, too.
+    each = jax.vmap(STEP, in_axes=(None, None, 0))(PARAMS, taps, X[:, None])[2]
+    np.testing.assert_array_equal(each["up/kernel"].a[:, -1], np.full(6, 5.0))
+    close(jax.tree.map(lambda x: x.sum(0), each)["up/kernel"].a, want["up/kernel"].a)
+
+
+def test_scanned_layers_and_a_layer_used_twice():
+    stack = {"kernel": normal(0, 3, 4, 4), "bias": normal(1, 3, 4)}
+
+    def layer(x, own):
+        return jnp.tanh(x @ own["kernel"] + own["bias"][None, :])
+
+    def scanned(params, x):
+        return jnp.sum(jax.lax.scan(lambda x, own: (layer(x, own), None), x, params)[0] ** 2)
+
+    x = normal(2, 7, 4)
+    _, grads, stats = jax.jit(value_grad_stats(scanned))(stack, init_taps(stack), x)
+    close(stats["kernel"].g, grads["bias"])
+    for k in range(3):
+        close(stats["kernel"].a[k], jnp.append(x.sum(0), 7.0))
+        x = layer(x, jax.tree.map(lambda w, k=k: w[k], stack))
+    own = jax.tree.map(lambda w: w[0], stack)
+    x = normal(2, 7, 4)
+    twice = value_grad_stats(lambda p, x: jnp.sum(layer(layer(x, p), p) ** 2))
+    _, grads, stats = jax.jit(twice)(own, init_taps(own), x)
+    close(stats["kernel"], Tap(jnp.append((x + layer(x, own)).sum(0), 14.0), grads["bias"]))
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_convolutions_see_patches(padding):
+    conv = Conv(2, 3, kernel_size=(3, 3), strides=(2, 2), padding=padding, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(conv)
+    params, x = nnx.to_pure_dict(state), normal(0, 2, 7, 6, 2)
+
+    def loss(params, x):
+        return jnp.sum(nnx.merge(graph, params)(x) ** 2)
+
+    _, grads, stats = jax.jit(value_grad_stats(loss))(params, init_taps(params), x)
+    rows = patches(x, (3, 3), (2, 2), padding).reshape(-1, 18)
+    close(stats["kernel"], Tap(jnp.append(rows.sum(0), rows.shape[0]), grads["bias"]))
+
+
+def test_factors_of_matrices_and_what_is_not_multiplied():
+    params = jaxlab.compress(PARAMS, [("up/kernel", "low_rank", {"rank": 2})])
+    params["unused"] = {"kernel": jnp.ones((2, 2))}
+    taps = init_taps(params)
+    assert sorted(taps) == ["down/kernel", "unused/kernel", "up/kernel/u", "up/kernel/v"]
+    stats = STEP(params, taps, X)[2]
+    close(stats["up/kernel/u"].a, jnp.append(X.reshape(-1, 3).sum(0), 30.0))
+    vectors = stats_to_vectors(stats)
+    assert [bool(vectors[path][2]) for path in sorted(taps)] == [True, False, True, True]
+    np.testing.assert_array_equal(vectors["unused/kernel"][0], np.zeros(2))
+
+
+def test_padding_is_left_out():
+    mask = jnp.asarray([[1.0, 1.0, 0.0, 0.0, 0.0]] * 6)
+
+    def loss(taps):
+        params = attach_taps(PARAMS, taps, weight=mask)
+        return jnp.sum(model(params, X) * mask[..., None])
+
+    a = jax.grad(loss)(init_taps(PARAMS))["up/kernel"].a
+    close(a, jnp.append(X[:, :2].reshape(-1, 3).sum(0), 12.0))
+
+
+def test_means_are_clipped_and_infinities_skipped():
+    stats = {
+        "a": Tap(jnp.asarray([600.0, -2.0, 2.0]), jnp.asarray([-500.0])),
+        "b": Tap(jnp.asarray([jnp.inf, 1.0, 2.0]), jnp.asarray([1.0])),
+    }
+    found = stats_to_vectors(stats)
+    assert [v.tolist() for v in found["a"]] == [[100.0, -1.0], [-100.0], True]
+    assert [v.tolist() for v in found["b"]] == [[0.0, 0.0], [0.0], False]
+
+
+def test_paths_that_are_not_there():
+    with pytest.raises(ValueError, match=r"mkor\.spec: pattern 'up/kernl' matches no path"):
+        init_taps(PARAMS, ["up/kernl"])

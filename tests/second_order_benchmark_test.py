@@ -1,0 +1,148 @@
+"""The benchmark of second-order optimizers: its command, and how its results are read."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from jaxlab.optim.chain import make_optimizer
+
+ROOT = Path(__file__).parents[1]
+MODEL = "decoder"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A module of the benchmarks by name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+def race(curves, seconds=0.1):
+    """A stored result with the held-out losses of (optimizer, rate, seed)."""
+    cells = {
+        f"{MODEL} {label}, rate {rate:g}, seed {seed}": {
+            "rate": rate,
+            "seed": seed,
+            "held_out": losses,
+            "seconds": [9.0] + [seconds] * (len(losses) - 1),
+        }
+        for (label, rate, seed), losses in curves.items()
+    }
+    return {"models": {MODEL: {"every": 10, "steps": 40}}, "cells": cells}
+
+
+def test_the_best_rate_is_that_of_the_first_seed(module):
+    read = module("publish_second_order")
+    curves = {
+        ("AdamW", 0.1, 0): [4.0, 3.0, 2.5, 2.0],
+        ("AdamW", 0.3, 0): [3.0, 3.5, None],
+        ("AdamW", 0.03, 0): [4.0, 3.9, 3.8, 3.7],
+        ("AdamW", 0.1, 1): [4.0, 3.0, 2.6, 2.2],
+    }
+    result = race(curves)
+    assert read.best_rate(result, MODEL, "AdamW") == 0.1
+    assert read.target(result, MODEL) == 2.2
+    first, second = read.runs_of(result, MODEL, "AdamW")
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert read.steps_to(result, MODEL, first, 2.5) == 30
+    assert read.steps_to(result, MODEL, second, 2.0) == read.NEVER
+    # The first launch, which warms up, does not count.
+    assert read.step_seconds(result, MODEL, first) == pytest.approx(0.01)
+    assert read.best_rate(race({("Eva", 0.1, 0): [None]}), MODEL, "Eva") is None
+
+
+@pytest.mark.parametrize(
+    ("reaches", "found"),
+    [(2, "reproduced"), (4, "**not reproduced**"), (9, "**not reproduced**")],
+)
+def test_a_race_is_judged_by_the_steps_to_the_others_end(module, reaches, found):
+    read = module("publish_second_order")
+    curves = {}
+    for seed in range(2):
+        curves["LAMB", 0.1, seed] = [5.0, 4.0, 3.5, 3.0 + seed]
+        ours = [3.0 if number >= reaches else 6.0 for number in range(1, 5)]
+        curves["MKOR every step", 0.1, seed] = ours
+    ratios = read.step_ratios(race(curves), MODEL, "MKOR every step", "LAMB")
+    assert read.judged(ratios, 0.8) == found
+    assert ("not reached" in read.ratio_words(ratios)) == (reaches > 4)
+
+
+def test_a_race_without_its_second_seed_is_not_run(module, monkeypatch):
+    read = module("publish_second_order")
+    claim = next(c for c in read.SECOND_ORDER_CLAIMS if (MODEL, "LAMB") in c.needs)
+    labels = [label for _, label in claim.needs]
+    losses = [3.0, 2.0, 1.0]
+    whole = race({(label, 0.1, seed): losses for label in labels for seed in range(2)})
+    part = race({(label, 0.1, seed): losses for seed, label in enumerate(labels)})
+    for result, count in (whole, 1), (part, 0):
+        record = {"benchmark": claim.benchmark, "device": "cpu", "result": result}
+        monkeypatch.setattr(read, "stored", lambda name, record=record: [record])
+        assert len(claim.records()) == count
+
+
+def test_a_third_of_the_better_loss_in_every_seed(module):
+    read = module("publish_second_order")
+    losses = {"SGD-momentum": [0.3, 0.9], "Adam": [0.6, 0.3], "MKOR": [0.09, 0.099]}
+    cells = {
+        read.key_of("pixels", label, 0.1, seed): {
+            "rate": 0.1,
+            "seed": seed,
+            "train_loss": loss,
+            "accuracy": 0.9,
+        }
+        for label, row in losses.items()
+        for seed, loss in enumerate(row)
+    }
+    claim, _, *_ = read.SECOND_ORDER_CLAIMS
+    assert claim.verdict({"cells": cells}) == "reproduced"
+    cells[read.key_of("pixels", "MKOR", 0.1, 1)]["train_loss"] = 0.12
+    assert "not" in claim.verdict({"cells": cells})
+    cells[read.key_of("pixels", "MKOR", 0.1, 1)]["train_loss"] = None
+    assert "not" in claim.verdict({"cells": cells})
+
+
+def test_every_section_is_one_of_an_optimizer(module):
+    methods = module("second_order_methods")
+    for label, method in methods.METHODS.items():
+        for model, rate in method.rate.items():
+            section = {**method.optim, **method.on.get(model, {}), "lr": rate}
+            tx, _ = make_optimizer(section, steps=10)
+            assert tx.init({"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}), label
+
+
+def command(folder, *flags):
+    """Runs the benchmark on two tiny models."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "benchmarks/second_order.py",
+            "--size=small",
+            f"--folder={folder}",
+            *flags,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_the_command_runs_and_goes_on_from_what_is_stored(tmp_path):
+    assert command(tmp_path, "--only=cnn", "--methods=M-FAC m=128").count("held-out loss") == 1
+    (path,) = tmp_path.iterdir()
+    first = path.read_text()
+    (cell,) = json.loads(first)["result"]["cells"].values()
+    assert len(cell["held_out"]) == len(cell["seconds"]) == 2
+    assert cell["held_out"][1] < cell["held_out"][0]
+    methods = "--methods=M-FAC m=128,SGD-momentum"
+    out = command(tmp_path, "--only=cnn", methods, "--budget_seconds=0")
+    assert out.startswith("compiled 1")
+    assert "no time for another run" in out
+    assert path.read_text() == first
