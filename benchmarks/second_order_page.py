@@ -1,0 +1,157 @@
+"""The generated part of docs/second_order.md: digits, and runs to a fixed held-out loss."""
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from claim import machine, spread, stored
+from numerics_page import table
+from publish_second_order import (
+    BASE,
+    DIGITS,
+    INPUTS,
+    LARGE,
+    MODELS,
+    NEVER,
+    best_rate,
+    cells_of,
+    digits_rate,
+    final,
+    mean_loss,
+    of_seeds,
+    runs_by_rate,
+    runs_of,
+    step_seconds,
+    steps_to,
+    target,
+    tried,
+)
+
+FIRST_ORDER = ("SGD-momentum", "Adam", "AdamW", "LAMB", "Muon")
+_GRID = "M-FAC grid damp "
+
+
+def second_order_page() -> str:
+    """What stands between the markers of docs/second_order.md."""
+    parts = [part for record in stored(DIGITS) for part in _digits(record)]
+    parts += [part for record in stored(LARGE) for part in _races(record)]
+    # Tables and headings are lines of their own, and stay.
+    return "\n\n".join(p if p[0] in "|#" else _wrapped(p) for p in parts) or "Not run."
+
+
+def _digits(record: dict[str, Any]) -> list[str]:
+    result = record["result"]
+    parts = ["## Digits", f"Machine: {machine(record)}."]
+    for inputs, about in INPUTS.items():
+        labels = _labels(result, inputs)
+        rows = [_digits_row(result, inputs, label) for label in labels if _GRID not in label]
+        head = ["optimizer", "best rate of", "training loss", "test accuracy", "seeds"]
+        parts += [f"### {about.capitalize()}", table(head, rows)]
+    dampings = [label for label in _labels(result, "pixels") if _GRID in label]
+    if dampings:
+        rates = list(runs_by_rate(result, "pixels", dampings[0]))
+        parts += [
+            "### M-FAC's damping and rate",
+            "Mean training loss, pixels between 0 and 1, 128 gradients, momentum 0.9.",
+            table(
+                ["damping", *(f"rate {rate:g}" for rate in rates)],
+                [_grid_row(result, label) for label in dampings],
+            ),
+        ]
+    return parts
+
+
+def _digits_row(result: Any, inputs: str, label: str) -> list[str]:
+    rate = digits_rate(result, inputs, label)
+    found = runs_by_rate(result, inputs, label)
+    losses, accuracies = (
+        of_seeds(result, inputs, label, name) for name in ("train_loss", "accuracy")
+    )
+    return [
+        label,
+        _rates(rate, list(found)),
+        f"{losses.count(NEVER)} diverged" if NEVER in losses else spread(losses),
+        spread(accuracies),
+        str(len(losses)),
+    ]
+
+
+def _grid_row(result: Any, label: str) -> list[str]:
+    losses = [mean_loss(cells) for cells in runs_by_rate(result, "pixels", label).values()]
+    shown = ["diverged" if x == NEVER else f"{x:.4f}" for x in losses]
+    return [label.removeprefix(_GRID), *shown]
+
+
+def _races(record: dict[str, Any]) -> list[str]:
+    result, parts = record["result"], []
+    for model, title in MODELS.items():
+        if not runs_of(result, model, BASE):
+            continue
+        about = result["models"][model]
+        loss = target(result, model)
+        rows = [_race_row(result, model, label, loss) for label in _labels(result, model)]
+        head = [
+            "optimizer", "best rate of", "held-out loss at the end", "steps", "of AdamW's",
+            "ms a step", "seconds", "of AdamW's", "seeds that reach it",
+        ]  # fmt: skip
+        parts += [
+            f"## {title[0].upper()}{title[1:]}",
+            f"{about['parameters'] / 1e6:.2f} million parameters, {about['steps']} steps of "
+            f"{about['batch_size']}, held-out loss every {about['every']}. The target is "
+            f"{loss:.4f}, the largest loss that a seed of the tuned {BASE} ends with. Steps and "
+            f"seconds are means of the seeds that reach it. Machine: {machine(record)}.",
+            table(head, rows),
+        ]
+    return parts
+
+
+def _race_row(result: Any, model: str, label: str, loss: float) -> list[str]:
+    rate, cells = best_rate(result, model, label), runs_of(result, model, label)
+    if rate is None:
+        return [label, "all diverged", *[""] * 6, f"0 of {len(cells_of(result, model, label))}"]
+    reached = [c for c in cells if steps_to(result, model, c, loss) < NEVER]
+    steps, seconds = _to(result, model, reached, loss)
+    base_cells = runs_of(result, model, BASE)
+    base_steps, base_seconds = _to(result, model, base_cells, loss)
+    each = statistics.mean(step_seconds(result, model, c) for c in cells)
+    ends = [final(c) for c in cells if final(c) < NEVER]
+    return [
+        label,
+        _rates(rate, tried(result, model, label)),
+        spread(ends) + (f" ({len(cells) - len(ends)} diverged)" if len(ends) < len(cells) else ""),
+        f"{steps:.0f}" if reached else "",
+        f"{steps / base_steps:.2f}" if reached else "",
+        f"{1e3 * each:.2f}",
+        f"{seconds:.2f}" if reached else "",
+        f"{seconds / base_seconds:.2f}" if reached else "",
+        f"{len(reached)} of {len(cells)}",
+    ]
+
+
+def _to(result: Any, model: str, cells: Sequence[Any], loss: float) -> tuple[float, float]:
+    """Mean steps and seconds to a loss that all of the runs reach; 0 without any."""
+    steps = [steps_to(result, model, c, loss) for c in cells] or [0.0]
+    seconds = [
+        count * step_seconds(result, model, c) for count, c in zip(steps, cells, strict=False)
+    ]
+    return statistics.mean(steps), statistics.mean(seconds or [0.0])
+
+
+def _rates(rate: float, of: Sequence[float]) -> str:
+    """The rate among those tried; a rate at the end of its grid might be better beyond it."""
+    edge = len(of) > 1 and rate in (min(of), max(of))
+    return f"{rate:g} of {', '.join(f'{x:g}' for x in of)}" + (" (at the edge)" if edge else "")
+
+
+def _labels(result: Any, model: str) -> list[str]:
+    """The optimizers of a model: first order, then the others by name."""
+    keys = (key for key in result["cells"] if key.startswith(f"{model} "))
+    labels = {key.removeprefix(f"{model} ").split(", rate ")[0] for key in keys}
+    first = [label for label in FIRST_ORDER if label in labels]
+    # A damping of 1e-05 comes after 0.1, and the window of 128 before that of 512.
+    return first + sorted(labels.difference(first), key=lambda x: (x.split(" damp ")[0], len(x), x))
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_on_hyphens=False)
