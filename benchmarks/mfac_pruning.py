@@ -50,7 +50,7 @@ def cell(training: str, seed: int, todo: list[str], bar: tqdm) -> dict[str, floa
         run = Run(Experiment(settings))
         found = {"dense": run.train()["quality"]["finalized"]}
         experiment = run.experiment
-        params = Experiment({**settings, "init": folder}).loaded
+        params = Experiment({**settings, "init": folder}).initial_params()
     around = Surroundings(
         experiment.steps,
         experiment.steps,

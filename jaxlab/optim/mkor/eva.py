@@ -16,7 +16,7 @@ from jaxlab.core import registry
 from jaxlab.core.match import leaf_paths, path_str
 from jaxlab.optim.from_optax import Mask
 from jaxlab.optim.mkor.factors import check_rescale, rescaled
-from jaxlab.optim.mkor.taps import attach_taps, init_taps, second_order, stats_to_vectors
+from jaxlab.optim.mkor.taps import Spec, attach_taps, init_taps, second_order, stats_to_vectors
 from jaxlab.optim.observing import Observing, Statistics, wrapped
 
 
@@ -36,7 +36,7 @@ def scale_by_eva(
     damping: jax.typing.ArrayLike = 0.03,
     rescale: str = "joint",
     clip: jax.typing.ArrayLike = 100.0,
-    spec: Sequence[str] | None = None,
+    spec: Spec | None = None,
 ) -> Observing:
     """Multiplies the gradients M of kernels with the inverse of damping I + (a a^T) x (g g^T).
 
@@ -45,7 +45,7 @@ def scale_by_eva(
       damping: above 0.
       rescale: as of `jaxlab.optim.mkor.precondition`.
       clip: largest absolute value of an entry of a mean.
-      spec: patterns of the paths of the kernels; None is all.
+      spec: which parameters are kernels, as of `jaxlab.optim.mkor.second_order`.
 
     Returns:
       A transformation that wants the extra argument `stats`.
@@ -61,8 +61,8 @@ def scale_by_eva(
     def init(params) -> EvaState:
         zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
         averages = {
-            path: (zeros(*w.shape[:-1]), zeros(*w.shape[:-2], w.shape[-1]))
-            for path, w in second_order(params, spec).items()
+            path: (zeros(*layer.stack, layer.rows), zeros(*layer.stack, layer.columns))
+            for path, layer in second_order(params, spec).items()
         }
         return EvaState(jnp.zeros((), jnp.int32), averages)
 
@@ -70,8 +70,8 @@ def scale_by_eva(
         del params, extra
         if state.averages and stats is None:
             raise ValueError("eva: update needs the argument stats=, the statistics of the step")
-        vectors = stats_to_vectors({path: stats[path] for path in state.averages}, clip)
-        count = optax.safe_increment(state.count)
+        vectors = stats_to_vectors({path: (stats or {})[path] for path in state.averages}, clip)
+        count = state.count + 1
         leaves, new, averages = leaf_paths(updates), {}, {}
         whole = 1 - jnp.asarray(decay, jnp.float32) ** count.astype(jnp.float32)
         for path, (a, g, good) in vectors.items():
@@ -80,13 +80,16 @@ def scale_by_eva(
             pair = [jnp.where(good[..., None], x, y) for x, y in zip(now, old, strict=True)]
             averages[path] = (pair[0], pair[1])
             a, g = (x / whole for x in pair)
-            m = leaves[path].astype(jnp.float32)
+            m = leaves[path].reshape(*a.shape, g.shape[-1]).astype(jnp.float32)
             inner = jnp.einsum("...n,...no,...o->...", a, m, g, precision="highest")
             size = jnp.sum(a * a, -1) * jnp.sum(g * g, -1)
             share = (inner / (damping + size))[..., None, None]
             p = (m - share * a[..., :, None] * g[..., None, :]) / damping
             new[path] = rescaled(p, m, rescale)
-        put = lambda path, x: new.get(path_str(path), x).astype(x.dtype)  # noqa: E731
+
+        def put(path, x):
+            return new.get(path_str(path), x).reshape(x.shape).astype(x.dtype)
+
         return jax.tree_util.tree_map_with_path(put, updates), EvaState(count, averages)
 
     return Observing(init, update, Statistics(lambda p: init_taps(p, spec), attach_taps))

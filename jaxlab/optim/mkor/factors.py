@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
 
-Update = Callable[[jax.Array, jax.Array, jax.typing.ArrayLike], jax.Array]
+Update = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def sherman_morrison(

@@ -5,6 +5,7 @@ rows its cotangent, so that jit, scan, remat, vmap, weight sharing, accumulation
 batch and sharding treat the sums as they treat gradients.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,35 +91,60 @@ class Tapped(Wrapped):
         return tap(x, matmul(x, self.base), *self.tap, self.weight)
 
 
-def second_order(params: Any, spec: Sequence[str] | None = None) -> dict[str, jax.Array]:
-    """By path, the arrays (..., n, o) that a model multiplies its rows with.
+class Layer(NamedTuple):
+    """How the array of a kernel is read: `stack` layers of `rows` inputs and `columns` outputs."""
+
+    stack: tuple[int, ...]
+    rows: int
+    columns: int
+
+
+# A pattern of paths; or one with the numbers of input and of output axes, the last of an array.
+Spec = Sequence[str | tuple[str, int, int]]
+
+
+def second_order(params: Any, spec: Spec | None = None) -> dict[str, Layer]:
+    """By path, the arrays that a model multiplies its rows with.
 
     Args:
       params: tree of arrays and matrices.
-      spec: patterns of whole paths; None is every array that is named `kernel`, and the factors of
-        matrices that are arrays.
+      spec: patterns of whole paths of arrays (..., n, o); or (pattern, axes of the input, axes of
+        the output) for others: (".*/kernel", 3, 1) is a convolution of two dimensions. None is
+        every array that is named `kernel`, and the factors of matrices that are arrays.
 
     Raises:
       ValueError: a pattern matches no such array.
     """
-    factors = {
-        f"{path}/{name}" if path else name
-        for path, w in matrices(params).items()
-        for name in w.factors
-    }
     arrays = {
         path: x
         for path, x in leaf_paths(params).items()
         if x.ndim >= 2 and jnp.issubdtype(x.dtype, jnp.floating)
     }
-    named = {p: x for p, x in arrays.items() if p.split("/")[-1] == "kernel" or p in factors}
     if spec is None:
-        return named
-    chosen = first_match([(pattern, True) for pattern in spec], arrays, owner="mkor.spec")
-    return {p: x for p, x in arrays.items() if p in chosen}
+        factors = {
+            f"{path}/{name}" if path else name
+            for path, w in matrices(params).items()
+            for name in w.factors
+        }
+        axes = {p: (1, 1) for p in arrays if p.split("/")[-1] == "kernel" or p in factors}
+    else:
+        rules = [(r, (1, 1)) if isinstance(r, str) else (r[0], (r[1], r[2])) for r in spec]
+        axes = first_match(rules, arrays, owner="mkor.spec")
+    found = {}
+    for path, (inputs, outputs) in axes.items():
+        shape = arrays[path].shape
+        if len(shape) < inputs + outputs:
+            raise ValueError(
+                f"mkor.spec: {path!r} of shape {shape} has no {inputs} input and {outputs} output "
+                "axes"
+            )
+        stack = len(shape) - inputs - outputs
+        rows, columns = shape[stack : stack + inputs], shape[stack + inputs :]
+        found[path] = Layer(shape[:stack], math.prod(rows), math.prod(columns))
+    return found
 
 
-def init_taps(params: Any, spec: Sequence[str] | None = None) -> dict[str, Tap]:
+def init_taps(params: Any, spec: Spec | None = None) -> dict[str, Tap]:
     """Zeros by path, for `attach_taps`; args and errors as of `second_order`.
 
     >>> init_taps({"up": {"kernel": jnp.ones((2, 3))}})["up/kernel"].a.shape
@@ -126,8 +152,8 @@ def init_taps(params: Any, spec: Sequence[str] | None = None) -> dict[str, Tap]:
     """
     zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
     return {
-        path: Tap(zeros(*w.shape[:-2], w.shape[-2] + 1), zeros(*w.shape[:-2], w.shape[-1]))
-        for path, w in second_order(params, spec).items()
+        path: Tap(zeros(*layer.stack, layer.rows + 1), zeros(*layer.stack, layer.columns))
+        for path, layer in second_order(params, spec).items()
     }
 
 
@@ -189,7 +215,7 @@ def value_grad_stats(
 
 
 def stats_to_vectors(
-    stats: dict[str, Tap], clip: float = 100.0
+    stats: dict[str, Tap], clip: jax.typing.ArrayLike = 100.0
 ) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
     """The means that a step's statistics are of.
 

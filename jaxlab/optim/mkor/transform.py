@@ -5,6 +5,7 @@ identity; vectors are clipped after the mean and not row by row; each factor is 
 itself. A layer whose statistics are not finite, or that no row reached, keeps its factors.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,15 @@ from jaxlab.optim.mkor.factors import (
     stabilise,
 )
 from jaxlab.optim.mkor.hybrid import Hybrid, HybridState, hybrid_init, hybrid_step
-from jaxlab.optim.mkor.taps import Tap, attach_taps, init_taps, second_order, stats_to_vectors
+from jaxlab.optim.mkor.taps import (
+    Layer,
+    Spec,
+    Tap,
+    attach_taps,
+    init_taps,
+    second_order,
+    stats_to_vectors,
+)
 from jaxlab.optim.observing import Observing, Statistics, wrapped
 
 
@@ -66,7 +75,7 @@ def scale_by_mkor(
     rescale: str = "joint",
     clip: jax.typing.ArrayLike = 100.0,
     factor_dtype: Any = jnp.float32,
-    spec: Sequence[str] | None = None,
+    spec: Spec | None = None,
     hybrid: Hybrid | None = None,
     max_dim: int = 8192,
 ) -> Observing:
@@ -85,7 +94,8 @@ def scale_by_mkor(
       rescale: as of `precondition`.
       clip: largest absolute value of an entry of a mean.
       factor_dtype: that factors are stored in; updates are computed in float32 or better.
-      spec: patterns of the paths of the kernels; None is all, and the factors of matrices.
+      spec: which parameters are kernels, as of `second_order`; None is all that are named so, and
+        the factors of matrices.
       hybrid: when to fall back to the inner optimizer alone; None is never.
       max_dim: a wider side of a kernel keeps the identity.
 
@@ -124,10 +134,10 @@ def scale_by_mkor(
     def init(params) -> MkorState:
         _check_real(params)
         leaves, factors = leaf_paths(params), {}
-        for path, w in second_order(params, spec).items():
-            *stack, n, o = w.shape
-            rows = n + (_bias_of(path, leaves) is not None)
-            factors[path] = Factors(identity(tuple(stack), rows), identity(tuple(stack), o))
+        for path, layer in second_order(params, spec).items():
+            rows = layer.rows + (_bias_of(path, layer, leaves) is not None)
+            sides = (identity(layer.stack, n) for n in (rows, layer.columns))
+            factors[path] = Factors(*sides)
         return MkorState(jnp.zeros((), jnp.int32), factors, hybrid_init() if hybrid else ())
 
     def refreshed(j, v, good):
@@ -158,11 +168,11 @@ def scale_by_mkor(
         due = jnp.asarray(due) & ~first
         keep = lambda factors, stats: factors  # noqa: E731
         factors = jax.lax.cond(due, refresh, keep, state.factors, stats)
-        scaled = _preconditioned(updates, factors, rescale)
+        scaled = _preconditioned(updates, factors, spec, rescale)
         if hybrid is not None:
             # Chosen and not branched on: the products are few, and both sides stay in place.
             scaled = jax.tree.map(lambda raw, p: jnp.where(first, raw, p), updates, scaled)
-        return scaled, MkorState(optax.safe_increment(state.count), factors, watch)
+        return scaled, MkorState(state.count + 1, factors, watch)
 
     wants = Statistics(lambda params: init_taps(params, spec), attach_taps)
     return Observing(init, update, wants)
@@ -230,27 +240,35 @@ def mkor_of_config(
     return wrapped(optax.with_extra_args_support(optax.chain(rule, after)), rule)  # pyright: ignore
 
 
-def _preconditioned(updates: Any, factors: dict[str, Factors], rescale: str) -> Any:
+def _preconditioned(updates: Any, factors: dict[str, Factors], spec: Any, rescale: str) -> Any:
     leaves, new = leaf_paths(updates), {}
+    layers = second_order(updates, spec) if factors else {}
     for path, (ja, jg) in factors.items():
-        m, bias = leaves[path], _bias_of(path, leaves)
-        if bias is not None:
-            m = jnp.concatenate([m, leaves[bias][..., None, :].astype(m.dtype)], axis=-2)
-        p = precondition(m, ja, jg, rescale, bias=bias is not None)
-        if bias is not None:
-            p, new[bias] = p[..., :-1, :], p[..., -1, :]
-        new[path] = p
-    put = lambda path, x: new.get(path_str(path), x).astype(x.dtype)  # noqa: E731
+        layer = layers[path]
+        m = leaves[path].reshape(*layer.stack, layer.rows, layer.columns)
+        beside = _bias_of(path, layer, leaves)
+        if beside is not None:
+            bias = leaves[beside].reshape(*layer.stack, 1, layer.columns)
+            m = jnp.concatenate([m, bias.astype(m.dtype)], axis=-2)
+        p = precondition(m, ja, jg, rescale, bias=beside is not None)
+        new[path] = p[..., : layer.rows, :]
+        if beside is not None:
+            new[beside] = p[..., -1, :]
+
+    def put(path, x):
+        return new.get(path_str(path), x).reshape(x.shape).astype(x.dtype)
+
     return jax.tree_util.tree_map_with_path(put, updates)
 
 
-def _bias_of(path: str, leaves: Mapping[str, Any]) -> str | None:
-    """The path of the bias beside a kernel, if one of its shape is among the leaves."""
+def _bias_of(path: str, layer: Layer, leaves: Mapping[str, Any]) -> str | None:
+    """The path of the bias beside a kernel, if one of its size is among the leaves."""
     *above, name = path.split("/")
-    beside, w = "/".join([*above, "bias"]), leaves[path]
+    beside = "/".join([*above, "bias"])
     if name != "kernel" or beside not in leaves:
         return None
-    return beside if leaves[beside].shape == (*w.shape[:-2], w.shape[-1]) else None
+    size = math.prod(layer.stack) * layer.columns
+    return beside if leaves[beside].size == size else None
 
 
 def _stats_for(factors: dict[str, Factors], stats: Any) -> dict[str, Tap]:

@@ -54,7 +54,7 @@ def test_interpolated_factors_stay_between_0_and_1():
     j, _ = jax.jit(lambda keys: jax.lax.scan(step, jnp.eye(6), keys))(keys)
     np.testing.assert_array_equal(j, j.T)
     values = np.linalg.eigvalsh(np.asarray(j, np.float64))
-    assert 0 < values[0]
+    assert values[0] > 0
     assert values[-1] <= 1 + 1e-6
 
 
