@@ -19,8 +19,11 @@ from claim import CPU, ROOT, Claim, machine, spread, stored, table, verdict
 from compression_pages import low_rank_page, reverse_page
 from nm_page import language_model_page
 from publish_compression import COMPRESSION_CLAIMS, reverse_facts
+from publish_low_rank import LOW_RANK_CLAIMS, low_rank_language_model_page
 from publish_mfac import MFAC_PRUNING_CLAIMS, mfac_page
+from publish_mfac_step import MFAC_STEP_CLAIMS
 from publish_minilm import MINILM_CLAIMS
+from publish_monarch import MONARCH_CLAIMS, monarch_small_page
 from publish_nm import NM_CLAIMS
 from publish_numerics import NUMERICS_CLAIMS
 from publish_second_order import SECOND_ORDER_CLAIMS
@@ -263,13 +266,18 @@ BLOCKS = {
         CLAIMS
         + NM_CLAIMS
         + COMPRESSION_CLAIMS
+        + LOW_RANK_CLAIMS
+        + MONARCH_CLAIMS
         + MINILM_CLAIMS
         + NUMERICS_CLAIMS
         + SECOND_ORDER_CLAIMS
+        + MFAC_STEP_CLAIMS
         + MFAC_PRUNING_CLAIMS
     ),
     "docs/nm_language_model.md": language_model_page,
     "docs/low_rank_digits.md": low_rank_page,
+    "docs/low_rank_language_model.md": low_rank_language_model_page,
+    "docs/monarch_small.md": monarch_small_page,
     "docs/reverse_sparsification.md": reverse_page,
     "docs/second_order.md": second_order_page,
     "docs/mfac_pruning.md": mfac_page,
