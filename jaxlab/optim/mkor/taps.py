@@ -103,7 +103,9 @@ class Layer(NamedTuple):
 Spec = Sequence[str | tuple[str, int, int]]
 
 
-def second_order(params: Any, spec: Spec | None = None) -> dict[str, Layer]:
+def second_order(
+    params: Any, spec: Spec | None = None, *, strict: bool = False
+) -> dict[str, Layer]:
     """By path, the arrays that a model multiplies its rows with.
 
     Args:
@@ -111,9 +113,10 @@ def second_order(params: Any, spec: Spec | None = None) -> dict[str, Layer]:
       spec: patterns of whole paths of arrays (..., n, o); or (pattern, axes of the input, axes of
         the output) for others: (".*/kernel", 3, 1) is a convolution of two dimensions. None is
         every array that is named `kernel`, and the factors of matrices that are arrays.
+      strict: whether a pattern that matches nothing is an error.
 
     Raises:
-      ValueError: a pattern matches no such array.
+      ValueError: a pattern matches no such array, or one of too few axes.
     """
     arrays = {
         path: x
@@ -129,7 +132,7 @@ def second_order(params: Any, spec: Spec | None = None) -> dict[str, Layer]:
         axes = {p: (1, 1) for p in arrays if p.split("/")[-1] == "kernel" or p in factors}
     else:
         rules = [(r, (1, 1)) if isinstance(r, str) else (r[0], (r[1], r[2])) for r in spec]
-        axes = first_match(rules, arrays, owner="mkor.spec")
+        axes = first_match(rules, arrays, owner="mkor.spec", strict=strict)
     found = {}
     for path, (inputs, outputs) in axes.items():
         shape = arrays[path].shape
@@ -145,7 +148,7 @@ def second_order(params: Any, spec: Spec | None = None) -> dict[str, Layer]:
 
 
 def init_taps(params: Any, spec: Spec | None = None) -> dict[str, Tap]:
-    """Zeros by path, for `attach_taps`; args and errors as of `second_order`.
+    """Zeros by path, for `attach_taps`; args and errors as of `second_order`, `strict`.
 
     >>> init_taps({"up": {"kernel": jnp.ones((2, 3))}})["up/kernel"].a.shape
     (3,)
@@ -153,7 +156,7 @@ def init_taps(params: Any, spec: Spec | None = None) -> dict[str, Tap]:
     zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
     return {
         path: Tap(zeros(*layer.stack, layer.rows + 1), zeros(*layer.stack, layer.columns))
-        for path, layer in second_order(params, spec).items()
+        for path, layer in second_order(params, spec, strict=True).items()
     }
 
 
@@ -235,7 +238,7 @@ def stats_to_vectors(
         finite = jnp.all(jnp.isfinite(mean), -1) & jnp.all(jnp.isfinite(g), -1)
         good = finite & (rows[..., 0] > 0)
         vectors = [
-            jnp.where(good[..., None], jnp.clip(v, -clip, clip), jnp.zeros_like(v))
+            jnp.where(good[..., None], jnp.clip(v, jnp.negative(clip), clip), jnp.zeros_like(v))
             for v in (mean, g)
         ]
         found[path] = (vectors[0], vectors[1], good)
