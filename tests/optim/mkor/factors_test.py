@@ -1,5 +1,7 @@
 """Inverse factors: the three updates, the stabiliser, the product with a gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,26 @@ def test_interpolated_factors_stay_between_0_and_1():
     values = np.linalg.eigvalsh(np.asarray(j, np.float64))
     assert values[0] > 0
     assert values[-1] <= 1 + 1e-6
+
+
+def test_bfloat16_factors_point_where_float32_ones_do():
+    a, g = (jax.random.normal(jax.random.key(k), (n,)) for k, n in ((1, 17), (2, 12)))
+
+    def step(factors, key):
+        noise = [0.3 * jax.random.normal(key, v.shape) for v in (a, g)]
+        vectors = (a + noise[0], 0.05 * (g + noise[1]))
+        return tuple(map(sherman_morrison, factors, vectors)), None
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def direction(dtype):
+        start = jnp.eye(17, dtype=dtype), jnp.eye(12, dtype=dtype)
+        keys = jax.random.split(jax.random.key(0), 200)
+        m = 3 * a[:, None] * g[None, :] + jax.random.normal(jax.random.key(3), (17, 12))
+        return precondition(m, *jax.lax.scan(step, start, keys)[0])
+
+    one, other = direction(jnp.float32), direction(jnp.bfloat16)
+    cosine = jnp.sum(one * other) / jnp.linalg.norm(one) / jnp.linalg.norm(other)
+    assert cosine > 0.999
 
 
 def test_stacks_are_updated_one_by_one():
