@@ -44,8 +44,9 @@ class HybridState(NamedTuple):
 
 def hybrid_init() -> HybridState:
     """Before the first loss."""
-    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-    return HybridState(zero, zero, none, none, jnp.zeros((), bool))
+    # An array for each, as a training step donates them: none may be there twice.
+    dtypes = (jnp.float32, jnp.float32, jnp.int32, jnp.int32, bool)
+    return HybridState(*(jnp.zeros((), dtype) for dtype in dtypes))
 
 
 def hybrid_step(

@@ -163,6 +163,12 @@ def test_the_hybrid_falls_back_for_good(value, switches):
     same(after.hybrid, state.hybrid)
 
 
+def test_no_array_of_a_first_state_is_there_twice():
+    # A step that donates its state could not give up one buffer for two.
+    leaves = jax.tree.leaves(mkor(0.1, SGD, hybrid=Hybrid()).init(PARAMS))
+    assert len({id(x) for x in leaves}) == len(leaves)
+
+
 def labels(tree):
     return {k: {"up": "second", "scale": "first"}[k] for k in tree}
 
