@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core import registry
+from jaxlab.core.convolution import Convolution
 
 
 class Cost(NamedTuple):
@@ -111,6 +112,12 @@ class Matrix:
     def tmatmul(self, x: jax.Array) -> jax.Array:
         """`x @ W.T` for x: (..., d_out), in x's dtype."""
         return x @ self.to_dense().astype(x.dtype).T
+
+    def convolve(self, x: jax.Array, how: Convolution) -> jax.Array:
+        """`x`, (B, H, W, d_in), convolved with W as the kernel, in x's dtype."""
+        if self.dense_product:
+            return how.dense(x, self.to_dense())
+        return how.patches(x) @ self
 
     def at(self, progress: jax.Array) -> Self:
         """The matrix at `progress` in [0, 1] of the training schedule; traced."""

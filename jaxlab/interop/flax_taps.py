@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlab.optim.mkor.taps import Tap, tap
+from jaxlab.optim.mkor.taps import Tap, tap, tap_windows
 
 
 def tapped_layers(taps: Mapping[str, Tap]) -> AbstractContextManager[None]:
@@ -89,7 +89,7 @@ def _convolve(product: Any, t: Tap, x: jax.Array, w: jax.Array, *args: Any, **kw
     if kwargs.get("feature_group_count", 1) != 1:
         return y  # no product of one matrix
     one = jnp.zeros((*w.shape[:-1], 1), x.dtype)
-    return _tap_windows(lambda x, w: product(x, w, *args, **kwargs), x, y, one, *t)
+    return tap_windows(lambda x, w: product(x, w, *args, **kwargs), x, y, one, *t)
 
 
 def _tap_dense(module: Any, x: jax.Array, y: jax.Array, t: Tap) -> jax.Array:
@@ -108,6 +108,7 @@ def _tap_conv(module: Any, x: jax.Array, y: jax.Array, t: Tap) -> jax.Array:
         return y  # no product of one matrix
     size, ndim = tuple(module.kernel_size), len(module.kernel_size)
     each = lambda value: (value,) * ndim if isinstance(value, int | None) else tuple(value)  # noqa: E731
+    x = x.reshape(-1, *x.shape[-ndim - 1 :])  # as flax does with several batch axes, or none
     one = jnp.zeros((*size, x.shape[-1], 1), x.dtype)
     order = jax.lax.conv_dimension_numbers(x.shape, one.shape, _ORDERS[ndim])
 
@@ -121,7 +122,7 @@ def _tap_conv(module: Any, x: jax.Array, y: jax.Array, t: Tap) -> jax.Array:
             dimension_numbers=order,
         )
 
-    return _tap_windows(convolve, x, y, one, *t)
+    return tap_windows(convolve, x, y, one, *t)
 
 
 _ORDERS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NHWDC", "HWDIO", "NHWDC")}
@@ -130,34 +131,3 @@ _LINEN: dict[Any, Callable[[Any, jax.Array, jax.Array, Tap], jax.Array]] = {
     nn.DenseGeneral: _tap_general,
     nn.Conv: _tap_conv,
 }
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tap_windows(
-    convolve: Callable[[jax.Array, jax.Array], jax.Array],
-    x: jax.Array,
-    y: jax.Array,
-    one: jax.Array,
-    ta: jax.Array,
-    tg: jax.Array,
-) -> jax.Array:
-    """As `tap`, for the windows of a convolution; `one` is a kernel of one output."""
-    return y
-
-
-def _windows_forward(convolve, x, y, one, ta, tg):
-    return y, (x, one, ta, tg)
-
-
-def _windows_backward(convolve, saved, dy):
-    x, one, ta, tg = saved
-    # The sum of all windows is the gradient of the sum of all outputs: no window is written down.
-    sums, pull = jax.vjp(lambda w: convolve(x.astype(ta.dtype), w), one.astype(ta.dtype))
-    ones = jnp.ones_like(sums)
-    (windows,) = pull(ones)
-    count = jnp.sum(jnp.where(sums > 0, ones, ones))
-    slopes = jnp.sum(dy, axis=tuple(range(dy.ndim - 1)), dtype=tg.dtype)
-    return None, dy, None, jnp.append(windows.reshape(-1), count), slopes
-
-
-_tap_windows.defvjp(_windows_forward, _windows_backward)

@@ -5,18 +5,17 @@ with `get_value()`, which hands back whatever `nnx.merge` put there.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
-from jaxlab.core.matrix import Array, Matrix, matmul, to_dense
+from jaxlab.core.convolution import Convolution, Padding
+from jaxlab.core.matrix import Array, Matrix, matmul
 
 Initializer = Callable[..., jax.Array]
-Padding = str | Sequence[tuple[int, int]]
 
 # Truncated normal of variance 1 / fan_in; a 2-D kernel's fan-in is its first axis.
 fan_in_init: Initializer = nnx.initializers.lecun_normal()
@@ -98,13 +97,8 @@ class Conv(nnx.Module):
         """(B, H, W, d_in) to (B, H', W', d_out), of the layer's dtype."""
         x = x.astype(self.dtype)
         w = _kernel(self.kernel)
-        if isinstance(w, Matrix) and not w.dense_product:
-            y = matmul(patches(x, self.kernel_size, self.strides, self.padding), w)
-        else:
-            hwio = to_dense(w).astype(self.dtype).reshape(*self.kernel_size, self.d_in, -1)
-            y = lax.conv_general_dilated(
-                x, hwio, self.strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
+        how = Convolution(self.kernel_size, self.strides, self.padding)
+        y = w.convolve(x, how) if isinstance(w, Matrix) else how.dense(x, w)
         return y if self.bias is None else _add_bias(y, self.bias)
 
 
@@ -134,40 +128,6 @@ class Embed(nnx.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """`x @ embedding.T`: (..., features) to (..., num_embeddings), of the layer's dtype."""
         return matmul(x.astype(self.dtype), _kernel(self.embedding).T)
-
-
-def patches(
-    x: jax.Array, kernel_size: tuple[int, ...], strides: tuple[int, ...], padding: Any
-) -> jax.Array:
-    """The windows that a convolution sees, flattened.
-
-    Args:
-      x: (B, H, W, C).
-      kernel_size: height and width of a window.
-      strides: along H and W.
-      padding: "SAME", "VALID" or ((top, bottom), (left, right)); pads with zeros.
-
-    Returns:
-      (B, H', W', height * width * C), each window's entries ordered (height, width, C).
-
-    >>> patches(jnp.arange(6.0).reshape(1, 2, 3, 1), (2, 2), (1, 1), "VALID")[0, 0].tolist()
-    [[0.0, 1.0, 3.0, 4.0], [1.0, 2.0, 4.0, 5.0]]
-    """
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], kernel_size, strides, padding)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = (
-        (length - size) // stride * stride + 1
-        for length, size, stride in zip(x.shape[1:3], kernel_size, strides, strict=True)
-    )
-    # Slices rather than lax.conv_general_dilated_patches: that one is a convolution with an
-    # identity kernel, many times slower on CPUs and rounded where convolutions run in TF32.
-    windows = [
-        x[:, i : i + rows : strides[0], j : j + columns : strides[1]]
-        for i in range(kernel_size[0])
-        for j in range(kernel_size[1])
-    ]
-    return jnp.concatenate(windows, axis=-1)
 
 
 def normalize(norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

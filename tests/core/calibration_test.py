@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jaxlab
 from jaxlab.core import collect
 from jaxlab.core.calibration import Gram, collect_grams, gram_init, gram_update
+from jaxlab.core.convolution import Convolution
 from jaxlab.models.decoder import decoder
-from jaxlab.models.layers import patches
 from jaxlab.models.mlp import mlp
 from jaxlab.models.resnet import resnet
 
@@ -184,7 +184,7 @@ def test_models_of_this_library():
     assert_of(grams["layers/0/kernel"], images.reshape(2, -1))
     params, fn = built(lambda: resnet(**shape, depth=8, width=8, rngs=nnx.Rngs(0)))
     grams = collect_grams(fn, params, [images], ["stem/kernel"])
-    assert_of(grams["stem/kernel"], patches(images, (3, 3), (1, 1), "SAME"))
+    assert_of(grams["stem/kernel"], Convolution((3, 3), (1, 1), "SAME").patches(images))
 
 
 def test_decoders_unrolled_and_scanned():

@@ -9,8 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
+from jaxlab.core.convolution import Convolution
 from jaxlab.interop.flax_taps import tap_model, tapped_layers
-from jaxlab.models.layers import patches
 from jaxlab.optim.mkor import Tap, init_taps, mkor
 
 SPEC = [("conv.*/kernel", 3, 1), ".*/kernel"]
@@ -71,7 +71,7 @@ def test_sums_of_convolutions_and_dense_layers(make):
         params, loss = make()
         taps = init_taps(params, SPEC)
         grads, stats = jax.jit(jax.grad(loss, (0, 1)))(params, taps)
-        rows = patches(X, (3, 3), (2, 2), "SAME")
+        rows = Convolution((3, 3), (2, 2), "SAME").patches(X)
         kernel = params["conv"]["kernel"].reshape(18, 3)
         h = jnp.tanh(rows @ kernel + params["conv"]["bias"]).reshape(-1, 3)
         untapped = jax.jit(jax.grad(loss))(params, {})

@@ -7,15 +7,17 @@ batch and sharding treat the sums as they treat gradients.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxlab.core.collect import replaced
+from jaxlab.core.convolution import Convolution
 from jaxlab.core.lifecycle import matrices
 from jaxlab.core.match import first_match, leaf_paths
-from jaxlab.core.matrix import matmul, matrix
+from jaxlab.core.matrix import Matrix, matmul, matrix
 from jaxlab.core.observe import Wrapped
 
 
@@ -79,6 +81,49 @@ def _backward(saved, dy):
 tap.defvjp(_forward, _backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def tap_windows(
+    convolve: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    y: jax.Array,
+    one: jax.Array,
+    ta: jax.Array,
+    tg: jax.Array,
+) -> jax.Array:
+    """As `tap`, where the rows are the windows of a convolution, which is not written as rows.
+
+    Args:
+      convolve: (x, kernel) -> outputs, channels last.
+      x: (B, ..., channels), the convolution's input.
+      y: (..., o), its outputs.
+      one: zeros, a kernel of one output and n entries.
+      ta: (n + 1,), in whose cotangent windows have the order of the kernel's entries.
+      tg: (o,).
+    """
+    return y
+
+
+def _windows_forward(convolve, x, y, one, ta, tg):
+    return y, (x, one, ta, tg)
+
+
+def _windows_backward(convolve, saved, dy):
+    x, one, ta, tg = saved
+    # All is linear in x, and the sum of a convolution's windows is the gradient of the sum of its
+    # outputs: no window is written down, and only the sum of the images is convolved.
+    image = jnp.sum(x, axis=0, keepdims=True, dtype=ta.dtype)
+    with jax.default_matmul_precision("highest"):
+        outputs, pull = jax.vjp(lambda w: convolve(image, w), one.astype(ta.dtype))
+        (windows,) = pull(jnp.ones_like(outputs))
+    each = jnp.full_like(outputs, x.shape[0])
+    rows = jnp.sum(jnp.where(outputs > 0, each, each))  # as in `_backward`
+    slopes = jnp.sum(dy, axis=tuple(range(dy.ndim - 1)), dtype=tg.dtype)
+    return None, dy, None, jnp.append(windows.reshape(-1), rows), slopes
+
+
+tap_windows.defvjp(_windows_forward, _windows_backward)
+
+
 @matrix()
 class Tapped(Wrapped):
     """Another matrix or array, whose rows' sums leave the model as the gradient of `tap`."""
@@ -89,6 +134,14 @@ class Tapped(Wrapped):
     def rmatmul(self, x: jax.Array) -> jax.Array:
         """`x @ base`, tapped."""
         return tap(x, matmul(x, self.base), *self.tap, self.weight)
+
+    def convolve(self, x: jax.Array, how: Convolution) -> jax.Array:
+        """The base's convolution, tapped; as rows where these have weights, or the base's do."""
+        base = self.base
+        if self.weight is not None or (isinstance(base, Matrix) and not base.dense_product):
+            return super().convolve(x, how)
+        one = jnp.zeros((self.shape[-2], 1), x.dtype)
+        return tap_windows(how.dense, x, how.dense(x, self.to_dense()), one, *self.tap)
 
 
 class Layer(NamedTuple):

@@ -9,7 +9,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxlab
-from jaxlab.models.layers import Conv, patches
+from jaxlab.core.convolution import Convolution
+from jaxlab.models.layers import Conv
 from jaxlab.optim.mkor import Tap, attach_taps, init_taps, stats_to_vectors, value_grad_stats
 from jaxlab.training.sharding import make_mesh
 
@@ -120,8 +121,19 @@ def test_convolutions_see_patches(padding):
         return jnp.sum(nnx.merge(graph, params)(x) ** 2)
 
     _, grads, stats = jax.jit(value_grad_stats(loss))(params, init_taps(params), x)
-    rows = patches(x, (3, 3), (2, 2), padding).reshape(-1, 18)
+    rows = Convolution((3, 3), (2, 2), padding).patches(x).reshape(-1, 18)
     close(stats["kernel"], Tap(jnp.append(rows.sum(0), rows.shape[0]), grads["bias"]))
+    chex.assert_trees_all_equal(grads, jax.jit(jax.grad(loss))(params, x))
+    # With weights, here of images, windows are rows.
+    weight = jnp.array([0.5, 0.0])
+    per_row = lambda taps: loss(attach_taps(params, taps, weight=weight), x)  # noqa: E731
+    each = jnp.repeat(weight, rows.shape[0] // 2)
+    weighted = jax.grad(per_row)(init_taps(params))["kernel"]
+    close(weighted.a, jnp.append((rows * each[:, None]).sum(0), each.sum()))
+    # Two batches at once are the sum of both.
+    taps, pair = init_taps(params), jnp.stack([x, 2 * x])
+    both = lambda taps: jnp.sum(jax.vmap(lambda x: loss(attach_taps(params, taps), x))(pair))  # noqa: E731
+    close(jax.grad(both)(taps)["kernel"].a, jnp.append(3 * rows.sum(0), 2 * rows.shape[0]))
 
 
 def test_factors_of_matrices_and_what_is_not_multiplied():
