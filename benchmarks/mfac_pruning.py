@@ -3,21 +3,25 @@
     python benchmarks/mfac_pruning.py            # 2 CPU cores, minutes
 
 A 64-128-128-10 MLP is trained for every seed; then its three kernels are pruned together by the
-phase `prune`, to each sparsity from the dense model, with 256 gradients of 16 images.
+phase `prune`, to each sparsity from the dense model, with 256 gradients of 16 images, and by
+`prune_nm` to n of every m.
 """
 
 import tempfile
+from functools import partial
 from typing import Any
 
 import jax
 from absl import app, flags
-from publish_mfac import METHODS, NAME, SPARSITIES, TRAININGS
+from publish_mfac import GROUP_METHODS, GROUPS, METHODS, NAME, SPARSITIES, TRAININGS
 from records import load, store
 from tqdm import tqdm
 
 from jaxlab.config import base_config
 from jaxlab.training.experiment import Experiment
+from jaxlab.training.phases import compress
 from jaxlab.training.pruning import prune
+from jaxlab.training.pruning_nm import prune_nm
 from jaxlab.training.run import Run
 from jaxlab.training.surroundings import Surroundings
 
@@ -59,22 +63,43 @@ def cell(training: str, seed: int, todo: list[str], bar: tqdm) -> dict[str, floa
         experiment.task.calibration_weight,
     )
     for method in todo:
-        for sparsity in SPARSITIES:
-            phase = prune(run=around, sparsity=sparsity, rows=16, **METHODS[method])
+        for target, phase in phases_of(method, around):
             pruned, _ = phase(params, None, jax.random.key(seed))
-            found[f"{method}, {sparsity}"] = run.evaluate(pruned)["accuracy"]
+            found[f"{method}, {target}"] = run.evaluate(pruned)["accuracy"]
             bar.update()
     return found
+
+
+def phases_of(method: str, run: Surroundings) -> list[tuple[str, Any]]:
+    """By target, the transforms that prune by a method: to sparsities, or to N:M groups."""
+    if method in METHODS:
+        make = partial(prune, run=run, rows=16, **METHODS[method])
+        return [(str(s), make(sparsity=s)) for s in SPARSITIES]
+    settings = GROUP_METHODS[method]
+    found = []
+    for n, m in GROUPS:
+        if settings is None:
+            rule = (".*/kernel", "nm", {"n": n, "m": m, "recipe": "asp"})
+            phase = compress(run=run, rules=[rule])
+        else:
+            phase = prune_nm(run=run, n=n, m=m, rows=16, **settings)
+        found.append((f"{n}:{m}", phase))
+    return found
+
+
+def last_target(method: str) -> str:
+    """The one that is measured last."""
+    return str(SPARSITIES[-1]) if method in METHODS else "{}:{}".format(*GROUPS[-1])
 
 
 def main(argv: list[str]) -> None:
     """Runs what is missing and stores each seed."""
     del argv
     result = load(NAME, _FOLDER.value) or {"cells": {}}
-    chosen = _METHODS.value or list(METHODS)
+    chosen = _METHODS.value or [*METHODS, *GROUP_METHODS]
     cells = {f"{t}, seed {s}": (t, s) for t in TRAININGS for s in range(_SEEDS.value)}
     missing = {
-        key: [m for m in chosen if f"{m}, {SPARSITIES[-1]}" not in result["cells"].get(key, {})]
+        key: [m for m in chosen if f"{m}, {last_target(m)}" not in result["cells"].get(key, {})]
         for key in cells
     }
     count = sum(len(todo) for todo in missing.values()) * len(SPARSITIES)

@@ -2,6 +2,7 @@
 
 import statistics
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 from claim import Claim, machine, stored, verdict
@@ -21,15 +22,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "everything one block, 8 recomputations": {"block": 0, "recomputations": 8},
     "blocks of 128, 8 recomputations, joint": {"recomputations": 8, "joint": True},
 }
+# n of every m inputs; no settings is the rule `nm` by magnitude.
+GROUPS = ((2, 4), (1, 4), (1, 8), (1, 16))
+GROUPS_BY_SIZE, GROUPS_RECOMPUTED = "N:M by magnitude", "N:M, blocks of 128, recomputed"
+GROUP_METHODS: dict[str, dict[str, Any] | None] = {
+    GROUPS_BY_SIZE: None,
+    "N:M, blocks of 128, one pass": {"recomputations": 1},
+    GROUPS_RECOMPUTED: {"recomputations": 16},
+}
 
 
-def accuracies(result: Any, training: str, method: str, sparsity: float) -> list[float]:
+def accuracies(result: Any, training: str, method: str, sparsity: float | str) -> list[float]:
     """Held-out accuracy of every seed that has it."""
     key = f"{method}, {sparsity}"
     return [c[key] for c in _cells(result, training) if key in c]
 
 
-def margins(result: Any, training: str, method: str, sparsity: float) -> list[float]:
+def margins(result: Any, training: str, method: str, sparsity: float | str) -> list[float]:
     """By seed, how far a method is above magnitude."""
     keys = [f"{m}, {sparsity}" for m in (method, MAGNITUDE)]
     cells = [c for c in _cells(result, training) if all(key in c for key in keys)]
@@ -56,17 +65,26 @@ def _sections(record: dict[str, Any]) -> list[str]:
             "Held-out accuracy in percent, mean ± standard deviation over the seeds; dense "
             f"{_percent(dense)}. Machine: {machine(record)}."
         )
-        rows = []
-        for method in METHODS:
-            found = [accuracies(result, training, method, s) for s in SPARSITIES]
-            if found[0]:
-                rows.append([method, str(len(found[0])), *map(_percent, found)])
+        sparsities = {f"{s:.2f}": s for s in SPARSITIES}
+        groups = {f"{n}:{m}": f"{n}:{m}" for n, m in GROUPS}
         parts += [
             f"## Trained by {training}",
             textwrap.fill(about, 100, break_on_hyphens=False),
-            table(["sparsity", "seeds", *(f"{s:.2f}" for s in SPARSITIES)], rows),
+            _table(result, training, "sparsity", METHODS, sparsities),
+            _table(result, training, "kept of each group", GROUP_METHODS, groups),
         ]
-    return parts
+    return [part for part in parts if part]
+
+
+def _table(
+    result: Any, training: str, label: str, methods: Iterable[str], targets: dict[str, Any]
+) -> str:
+    rows = []
+    for method in methods:
+        found = [accuracies(result, training, method, target) for target in targets.values()]
+        if found[0]:
+            rows.append([method, str(len(found[0])), *map(_percent, found)])
+    return table([label, "seeds", *targets], rows) if rows else ""
 
 
 def _percent(values: list[float]) -> str:

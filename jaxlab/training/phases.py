@@ -19,6 +19,7 @@ from jaxlab.core.lifecycle import at
 from jaxlab.core.plan import Plan
 from jaxlab.optim import carry
 from jaxlab.training import pruning as pruning  # registers its phase
+from jaxlab.training import pruning_nm as pruning_nm
 from jaxlab.training.surroundings import Surroundings, Transform
 
 

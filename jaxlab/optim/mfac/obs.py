@@ -11,6 +11,7 @@ matrix is that of all gradients that it is divided by.
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ from jaxlab.optim.mfac.blocks import (
 from jaxlab.optim.mfac.factor import FisherFactor, check_gradients
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+# Sets of weights of a group that are compared with each other, one after another.
+_MOST_SETS = 4096
 
 
 def obs_saliency(w: jax.Array, diag: jax.Array) -> jax.Array:
@@ -175,9 +178,11 @@ def obs_nm_step(
     damp: jax.Array | float,
     block: int,
     *,
+    mask: jax.Array | None = None,
+    living: int | None = None,
     update: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """N:M sparsity: of every m consecutive weights, drops the set of m - n with least saliency.
+    """N:M sparsity: of every m consecutive weights, drops the set with least saliency.
 
     Args:
       w: (d,), the weights; m divides d.
@@ -186,43 +191,68 @@ def obs_nm_step(
       m: group size; divides `block`.
       damp: lambda, positive.
       block: width of the Fisher matrix's blocks; 0 for one block of everything.
+      mask: (d,) booleans, what lives; None is all.
+      living: how many of every m live in `mask`.
       update: whether the others make up for what is dropped.
 
     Returns:
       The new weights and their mask, n of every m true. Of equal sets the first is dropped.
 
     Raises:
-      ValueError: sizes do not fit.
+      ValueError: sizes do not fit, or there are more than 4096 sets of weights to drop; smaller
+        steps have fewer.
 
     >>> w, mask = obs_nm_step(jnp.array([1.0, 3.0, 2.0, 4.0]), jnp.eye(4), 2, 4, 1.0, 0)
     >>> mask.tolist()
     [False, True, False, True]
     """
-    if not 1 <= n < m or w.shape[0] % m:
-        raise ValueError(f"obs_nm_step: n={n} must be in [1, m) and m={m} divide {w.shape[0]}")
+    living = m if living is None else living
+    if not 1 <= n < living <= m or w.shape[0] % m:
+        raise ValueError(
+            f"obs_nm_step: n={n} must be in [1, {living}), what lives of every m={m}, and m "
+            f"divide the {w.shape[0]} weights"
+        )
+    check_nm_sets("obs_nm_step", m, living - n)
     check_gradients("obs_nm_step", grads, damp)
-    return _nm_step(w, grads, n, m, damp, block, update)
+    mask = jnp.ones(w.shape, bool) if mask is None else mask
+    if mask.shape != w.shape:
+        raise ValueError(f"obs_nm_step: mask of {mask.shape} does not fit w of {w.shape}")
+    return _nm_step(w, mask, grads, living - n, m, damp, block, update)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 5, 6))
-def _nm_step(w, grads, n, m, damp, block, update):
-    f = block_factor(grads, damp, block)
+def check_nm_sets(owner: str, m: int, dropped: int) -> None:
+    """Raises a ValueError where so many sets of `dropped` weights of m are too many to compare."""
+    if math.comb(m, dropped) > _MOST_SETS:
+        fewer = max(k for k in range(1, dropped) if math.comb(m, k) <= _MOST_SETS)
+        raise ValueError(
+            f"{owner}: dropping {dropped} of every {m} compares {math.comb(m, dropped)} sets, more "
+            f"than {_MOST_SETS}; nearest: {fewer} at once, in several steps"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 6, 7))
+def _nm_step(w, mask, grads, dropped, m, damp, block, update):
+    f = block_factor(jnp.where(mask[None], grads, 0), damp, block)
+    w = jnp.where(mask, w, 0)
     inverse, parts = block_groups(f, m), w.astype(f.damp.dtype).reshape(-1, m)
-    sets = np.array(list(itertools.combinations(range(m), m - n)))
+    alive = mask.reshape(-1, m)
+    sets = np.array(list(itertools.combinations(range(m), dropped)))
     choices = np.zeros((len(sets), m), bool)
     np.put_along_axis(choices, sets, True, axis=1)
 
     def saliency(choice: jax.Array) -> jax.Array:
         chosen = jnp.broadcast_to(choice, parts.shape)
-        return jnp.sum(parts * _solve(inverse, parts, chosen), axis=1) / 2
+        rho = jnp.sum(parts * _solve(inverse, parts, chosen), axis=1) / 2
+        return jnp.where(jnp.any(chosen & ~alive, axis=1), jnp.inf, rho)
 
     best = jnp.argmin(jax.lax.map(saliency, jnp.asarray(choices)), axis=0)
     drop = jnp.asarray(choices)[best].reshape(-1)
+    left = mask & ~drop
     if not update:
-        return jnp.where(drop, 0, w).astype(w.dtype), ~drop
+        return jnp.where(left, w, 0).astype(w.dtype), left
     t = _solve(inverse, parts, drop.reshape(-1, m)).reshape(-1)
     moved = w.astype(t.dtype) - block_ihvp(f, t)
-    return jnp.where(drop, 0, moved).astype(w.dtype), ~drop
+    return jnp.where(left, moved, 0).astype(w.dtype), left
 
 
 def _as_blocks(f: FisherFactor | BlockFactor) -> BlockFactor:

@@ -1,0 +1,131 @@
+"""The phase `prune_nm`: N:M sparsity by what the loss misses least, and the others make up for it.
+
+Sources: E. Frantar, E. Kurtic and D. Alistarh, "M-FAC: Efficient Matrix-Free Approximations of
+Second-Order Information", NeurIPS 2021; E. Kurtic et al., "The Optimal BERT Surgeon", EMNLP 2022,
+for sets of weights that are chosen and dropped as one.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from tqdm import tqdm
+
+from jaxlab.core.match import first_match, leaf_paths
+from jaxlab.core.matrix import is_matrix
+from jaxlab.core.registry import register
+from jaxlab.methods.nm import NM, NMConfig, NMPattern
+from jaxlab.methods.sparse import Sparse
+from jaxlab.optim.mfac.factor import check_damp
+from jaxlab.optim.mfac.obs import check_nm_sets, obs_nm_step
+from jaxlab.training.kernel_gradients import (
+    as_sparse,
+    check_counts,
+    draw_gradients,
+    flatten_kernels,
+    unflatten_kernels,
+    with_kernels,
+)
+from jaxlab.training.surroundings import Surroundings, Transform
+
+
+def living_of_group(n: int, m: int, recomputations: int) -> list[int]:
+    """How many of every m live after each sub-step: by about equal ratios, at least one less.
+
+    >>> living_of_group(2, 8, 16), living_of_group(2, 8, 2), living_of_group(2, 4, 1)
+    ([7, 6, 5, 4, 3, 2], [4, 2], [2])
+    """
+    steps = min(recomputations, m - n)
+    ratio = n / m
+    counts, before = [], m
+    for j in range(1, steps + 1):
+        left = steps - j
+        before = min(max(round(m * ratio ** (j / steps)), n + left), before - 1)
+        counts.append(before)
+    return counts
+
+
+@register("phase", "prune_nm")
+def prune_nm(
+    *,
+    run: Surroundings,
+    n: int,
+    m: int,
+    path: str = ".*/kernel",
+    gradients: int = 256,
+    rows: int = 0,
+    damp: float = 1e-5,
+    block: int = 128,
+    recomputations: int = 16,
+    update: bool = True,
+) -> Transform:
+    """Prunes kernels to n of every m consecutive inputs; leaves `nm` matrices that keep their mask.
+
+    Args:
+      run: the run; its loss and batches are what saliencies come from.
+      n: kept of every group.
+      m: size of a group; divides the kernels' inputs.
+      path: pattern of the whole paths of the kernels, arrays.
+      gradients: how many mini-batch gradients the Fisher matrix is made of.
+      rows: of a mini-batch, which are parts of the run's batches; 0 for whole ones.
+      damp: lambda.
+      block: width of the Fisher matrix's blocks, a multiple of m; 0 for one block of everything.
+      recomputations: sub-steps, of which each drops one weight of a group or more.
+      update: whether the weights that live make up for the others.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    check_counts("prune_nm", 1, gradients=gradients, recomputations=recomputations)
+    check_counts("prune_nm", 0, rows=rows, block=block)
+    pattern = NMPattern(n, m)
+    if n == m:
+        raise ValueError(f"prune_nm: n={n} must be less than m={m}; nearest: {max(m - 1, 1)}")
+    if block % m:
+        raise ValueError(
+            f"prune_nm: m={m} must divide block={block}; nearest block: "
+            f"{max(round(block / m), 1) * m}"
+        )
+    check_damp("prune_nm", damp)
+    counts = living_of_group(n, m, recomputations)
+    for before, left in zip([m, *counts], counts, strict=False):
+        check_nm_sets("prune_nm", m, before - left)
+    config = NMConfig(pattern, "asp", total_steps=run.steps)
+
+    def transform(params, opt, key):
+        leaves = leaf_paths(params, is_leaf=is_matrix)
+        paths = list(first_match([(path, True)], list(leaves), owner="prune_nm"))
+        kernels = {p: _whole(p, leaves[p], m) for p in paths}
+        as_nm = lambda w: NM(w.weight, w.mask, config)  # noqa: E731
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
+            # An experiment asks for shapes before it has any data.
+            return with_kernels(params, {p: as_nm(w) for p, w in kernels.items()}), None
+        draw = draw_gradients("prune_nm", params, run, gradients, rows)
+        # disable=None: no bar where nobody watches.
+        for number, left in enumerate(tqdm(counts, "prune_nm", leave=False, disable=None)):
+            (grads,) = draw(kernels, [paths], number)
+            old = [kernels[p] for p in paths]
+            w = flatten_kernels([k.weight for k in old])
+            mask = flatten_kernels([k.mask for k in old])
+            living = m if not number else counts[number - 1]
+            w, mask = obs_nm_step(
+                w, grads, left, m, damp, block, mask=mask, living=living, update=update
+            )
+            if not bool(jnp.all(jnp.isfinite(w))):
+                raise ValueError(
+                    f"prune_nm: the weights of {', '.join(paths)} are not finite after sub-step "
+                    f"{number + 1}: a gradient is not, or damp={damp} is too small"
+                )
+            kernels |= dict(zip(paths, unflatten_kernels(old, w, mask), strict=True))
+        return with_kernels(params, {p: as_nm(w) for p, w in kernels.items()}), None
+
+    return transform
+
+
+def _whole(path: str, w: object, m: int) -> Sparse:
+    kernel = as_sparse("prune_nm", path, w, m, name="m")
+    if isinstance(w, Sparse):
+        raise ValueError(
+            f"prune_nm: {path!r} is a Sparse, whose mask need not leave {m} weights to choose from "
+            "in a group; make it dense first (the phase 'densify')"
+        )
+    return kernel
