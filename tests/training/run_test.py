@@ -171,8 +171,11 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert b"finalized/accuracy" in events.read_bytes()
 
 
-@pytest.mark.parametrize("resume_at", [2, 4])
-def test_resumed_on_either_side_of_a_phase_is_bitwise_the_same(tmp_path, resume_at):
+@pytest.mark.parametrize(
+    ("resume_at", "optim"),
+    [(2, {"name": "mfac", "m": 4}), (4, {"name": "mkor", "hybrid": True, "update_every": 2})],
+)
+def test_resumed_on_either_side_of_a_phase_is_bitwise_the_same(tmp_path, resume_at, optim):
     rules = (("layers/1/kernel", "low_rank", {"rank": 4}),)
     changes = {
         "model__hidden": (32, 32),
@@ -180,6 +183,7 @@ def test_resumed_on_either_side_of_a_phase_is_bitwise_the_same(tmp_path, resume_
         "accumulate": 2,
         "checkpoint__keep": 9,
         "phases": {"late": {"at": 0.5, "name": "compress", "rules": rules}},
+        **{f"optim__{name}": value for name, value in optim.items()},
     }
     train(tmp_path / "whole", **changes)
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
