@@ -5,15 +5,16 @@ Fashion-MNIST, and a byte-level decoder.
     python benchmarks/second_order.py --only=decoder --budget_seconds=200
     python benchmarks/second_order.py --size=small      # 2 CPU cores, seconds: does it run?
 
-Every optimizer gets three learning rates on one seed, a factor of 3 apart, and the other seeds at
-the rate that ends with the least held-out loss. What is stored already is not run again.
+Every optimizer gets three learning rates on one seed, a factor of 3 apart, and further ones while
+the best lies at an end of those tried, seven at most; then the other seeds at the rate that ends
+with the least held-out loss. What is stored already is not run again.
 """
 
 import time
 from typing import Any
 
 from absl import app, flags
-from publish_second_order import best_rate, key_of
+from publish_second_order import best_rate, key_of, tried
 from records import load, store
 from second_order_cells import Program, batching, parameters, programs, run, settings
 from second_order_methods import METHODS, RATES, SIZES, Method
@@ -24,6 +25,7 @@ _METHODS = flags.DEFINE_list("methods", list(METHODS), "The optimizers to run, i
 _BUDGET = flags.DEFINE_float("budget_seconds", 480.0, "No run is begun that would end after these.")
 _PATH = flags.DEFINE_string("path", "", "Folder of Fashion-MNIST's files, if not Debian's.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
+_MOST_RATES = 7
 
 
 class Sweep:
@@ -47,13 +49,24 @@ class Sweep:
     def wanted(self, model: str, label: str) -> list[tuple[float, int]]:
         """(rate, seed) of the cells that are missing, as far as is known by now."""
         centre = METHODS[label].rate[model]
-        tried = [(float(f"{centre * factor:.3g}"), 0) for factor in RATES[: self.size.rates]]
-        missing = self.missing(model, label, tried)
+        first = [(_rounded(centre * factor), 0) for factor in RATES[: self.size.rates]]
+        missing = self.missing(model, label, first)
         if missing:
             return missing
+        further = self.beyond(model, label)
+        if further:
+            return further
         rate = best_rate(self.result, model, label)
         others = [] if rate is None else [(rate, seed) for seed in range(1, self.size.seeds)]
         return self.missing(model, label, others)
+
+    def beyond(self, model: str, label: str) -> list[tuple[float, int]]:
+        """The next rate on the side where the best is the last one, if any."""
+        rates, best = tried(self.result, model, label), best_rate(self.result, model, label)
+        if best is None or not 3 <= len(rates) < _MOST_RATES:
+            return []
+        ends = {rates[0]: best / 3, rates[-1]: best * 3}
+        return [(_rounded(ends[best]), 0)] if best in ends else []
 
     def missing(self, model: str, label: str, cells: Any) -> list[tuple[float, int]]:
         """Those that are not stored."""
@@ -101,13 +114,15 @@ def main(argv: list[str]) -> None:
         }
     made = programs(configs, data)
     print(f"compiled {len(made)}: {time.perf_counter() - sweep.began:.0f} s", flush=True)
-    # First every optimizer's rates, then the other seeds.
-    for _ in range(2):
-        for key, compiled in made.items():
-            model, label = key.split(" ", 1)
-            for at in sweep.wanted(model, label):
-                if not sweep.cell(model, label, compiled, at):
-                    return
+    for key, compiled in made.items():
+        model, label = key.split(" ", 1)
+        while missing := sweep.wanted(model, label):
+            if not sweep.cell(model, label, compiled, missing[0]):
+                return
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
 
 
 if __name__ == "__main__":
