@@ -1,0 +1,1 @@
+"""Special functions and what is built on them: arrays in, arrays out, no dependency but jax."""

@@ -1,0 +1,136 @@
+"""The uniform expansion of log I and log K, for large hypot(v, x).
+
+Source: NIST Digital Library of Mathematical Functions, 10.41 (Debye's expansions, F. W. J. Olver).
+With p = hypot(v, x) and q = (v / p)^2 their sums are polynomials W_k(q) over powers of p. Written
+so they have no singularity at v = 0, where they are Hankel's expansions: one formula serves both.
+"""
+
+from fractions import Fraction
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@cache
+def debye_polynomials(terms: int) -> tuple[tuple[Fraction, ...], ...]:
+    """W_0 .. W_terms, lowest power of q first, where `u_k(t) = t^k W_k(t^2)`.
+
+    The recurrence of u_k (10.41.9), in exact rational numbers.
+
+    >>> [str(c) for c in debye_polynomials(1)[1]]
+    ['1/8', '-5/24']
+    """
+    found: list[tuple[Fraction, ...]] = [(Fraction(1),)]
+    for k in range(terms):
+        new = [Fraction(0)] * (k + 2)
+        for j, c in enumerate(found[-1]):
+            power = k + 2 * j
+            # t^2 (1 - t^2) u' / 2, and the integral of (1 - 5 s^2) u / 8 from 0 to t.
+            new[j] += c * (Fraction(power, 2) + Fraction(1, 8 * (power + 1)))
+            new[j + 1] -= c * (Fraction(power, 2) + Fraction(5, 8 * (power + 3)))
+        found.append(tuple(new))
+    return tuple(found)
+
+
+class Polar(NamedTuple):
+    """A point (v, x) as p = hypot(v, x), c = v / p and s = x / p."""
+
+    p: jax.Array
+    c: jax.Array
+    s: jax.Array
+
+
+@jax.custom_jvp
+def polar(v: jax.Array, x: jax.Array) -> Polar:
+    """The polar form of v >= 0 and x > 0, for all that floating-point numbers hold.
+
+    >>> [float(part) for part in polar(jnp.array(3.0), jnp.array(4.0))]
+    [5.0, 0.6000000238418579, 0.800000011920929]
+    """
+    large, small = jnp.maximum(v, x), jnp.minimum(v, x)
+    ratio = small / large
+    root = jnp.sqrt(1 + ratio * ratio)
+    along, across = 1 / root, ratio / root
+    return Polar(large * root, jnp.where(v > x, along, across), jnp.where(v > x, across, along))
+
+
+@polar.defjvp
+def _polar_jvp(primals, tangents):
+    p, c, s = polar(*primals)
+    dv, dx = tangents
+    # Differences of nearly equal numbers would appear if each quotient were differentiated.
+    turn = (s * dv - c * dx) / p
+    return Polar(p, c, s), Polar(c * dv + s * dx, s * turn, -c * turn)
+
+
+@jax.custom_jvp
+def asinh_ratio(v: jax.Array, x: jax.Array) -> jax.Array:
+    """asinh(v / x), also where the quotient overflows."""
+    limit = 1 / jnp.finfo(v.dtype).eps
+    z = jnp.minimum(v / x, limit)
+    near = jnp.log1p(z + z * z / (1 + jnp.sqrt(1 + z * z)))
+    far = jnp.log(jnp.maximum(v, x)) - jnp.log(x) + np.log(2).astype(v.dtype)
+    return jnp.where(v < limit * x, near, far)
+
+
+@asinh_ratio.defjvp
+def _asinh_ratio_jvp(primals, tangents):
+    v, x = primals
+    dv, dx = tangents
+    p, c, _ = polar(v, x)
+    return asinh_ratio(v, x), dv / p - c * (dx / x)
+
+
+def log_sum(v: jax.Array, x: jax.Array, sign: int, terms: int) -> jax.Array:
+    """`log sum_k W_k(q) (sign / p)^k`: what the expansion adds to its leading term."""
+    p, c, _ = polar(v, x)
+    q, step = c * c, sign / p
+    total = jnp.zeros_like(p)
+    for polynomial in reversed(debye_polynomials(terms)[1:]):
+        w = jnp.full_like(q, float(polynomial[-1]))
+        for coefficient in reversed(polynomial[:-1]):
+            w = w * q + float(coefficient)
+        total = (total + w) * step
+    return jnp.log1p(total)
+
+
+def log_uniform(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool) -> jax.Array:
+    """The expansion of log I (sign 1) or log K (sign -1).
+
+    Args:
+      v: orders, 0 or more.
+      x: positive, of v's shape and dtype.
+      sign: which function.
+      terms: of the sum.
+      scaled: whether x is taken from log I, or added to log K, without a difference of large
+        numbers.
+
+    Returns:
+      Of v's shape and dtype.
+    """
+    p, c, _ = polar(v, x)
+    rest = v * asinh_ratio(v, x)
+    # sqrt(v^2 + x^2) - x
+    eta = (c * (v / (1 + x / p)) if scaled else p) - rest
+    factor = np.log(2 * np.pi) if sign > 0 else np.log(2 / np.pi)
+    lead = -(jnp.log(p) + factor.astype(p.dtype)) / 2
+    return sign * eta + lead + log_sum(v, x, sign, terms)
+
+
+def uniform_dx(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool) -> jax.Array:
+    """The derivative of `log_uniform` with respect to x, as smooth as it is itself."""
+    p, c, s = polar(v, x)
+    slope = partial(log_sum, v, sign=sign, terms=terms)
+    _, of_sum = jax.jvp(lambda x: slope(x=x), (x,), (jnp.ones_like(x),))
+    eta = c * (c / s) / (1 + s) if scaled else 1 / s
+    return sign * eta - s / (2 * p) + of_sum
+
+
+def uniform_dv(v: jax.Array, x: jax.Array, sign: int, terms: int) -> jax.Array:
+    """The derivative of `log_uniform` with respect to v."""
+    p, c, _ = polar(v, x)
+    _, of_sum = jax.jvp(lambda v: log_sum(v, x, sign, terms), (v,), (jnp.ones_like(v),))
+    return -sign * asinh_ratio(v, x) - c / (2 * p) + of_sum

@@ -1,0 +1,271 @@
+"""log I_v(x) and log K_v(x), their derivatives and ratios, for real orders and arguments.
+
+Source: T. Plesner, H. H. B. Sørensen and S. Hauberg, "Accurate Computation of the Logarithm of
+Modified Bessel Functions on GPUs", ICS 2024, whose scheme is `method="paper"`.
+
+Differs from theirs: one uniform expansion takes the place of five regions; orders below 1 and
+arguments below 1e-8 keep full accuracy; there are derivatives in both arguments, and none of them
+is a difference of logarithms.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
+
+from jaxlab.special.bessel import regions
+from jaxlab.special.bessel.published import published_log
+from jaxlab.special.bessel.regions import SCHEMES, Function
+
+Method = Literal["auto", "paper"]
+_INF = float("inf")
+
+
+def log_iv(v: Any, x: Any, *, method: Method = "auto") -> jax.Array:
+    """The logarithm of the modified Bessel function of the first kind.
+
+    Elementwise; v and x are broadcast. float16 and bfloat16 are computed in float32. Twice
+    differentiable in both arguments, forwards and backwards; where the order is a number or an
+    array that is known outside of tracing and large, nothing but the large expansion is computed.
+
+    Args:
+      v: real orders, 0 or more; NaN for others.
+      x: real, 0 or more; NaN for others.
+      method: "auto", or "paper" for the published scheme, to compare.
+
+    Returns:
+      0 at (0, 0), -inf at x = 0 for other orders, inf at x = inf.
+
+    Raises:
+      TypeError: an argument is complex, or no number.
+      ValueError: there is no such method.
+
+    >>> f"{log_iv(1023.0, 500.0):.3f}"  # I itself is below 1e-157
+    '-363.478'
+    """
+    return _evaluate("log_iv", _value, Function(1, False, False), v, x, method)
+
+
+def log_kv(v: Any, x: Any, *, method: Method = "auto") -> jax.Array:
+    """The logarithm of the modified Bessel function of the second kind; as `log_iv`.
+
+    Args:
+      v: real orders; K of -v is K of v.
+      x: real, 0 or more; NaN for others.
+      method: "auto" or "paper".
+
+    Returns:
+      inf at x = 0, -inf at x = inf.
+
+    >>> f"{log_kv(0.5, 2.0):.4f}, {np.log(np.pi / 4) / 2 - 2:.4f}"
+    '-2.1208, -2.1208'
+    """
+    return _evaluate("log_kv", _value, Function(-1, False, False), v, x, method)
+
+
+def log_ive(v: Any, x: Any) -> jax.Array:
+    """`log_iv(v, x) - x`, without the difference where x is large; as `log_iv`.
+
+    >>> float(log_ive(0.0, 1e6) + np.log(2 * np.pi * 1e6) / 2) < 1e-6
+    True
+    """
+    return _evaluate("log_ive", _value, Function(1, True, False), v, x)
+
+
+def log_kve(v: Any, x: Any) -> jax.Array:
+    """`log_kv(v, x) + x`, without the sum where x is large; as `log_kv`."""
+    return _evaluate("log_kve", _value, Function(-1, True, False), v, x)
+
+
+def log_iv_dx(v: Any, x: Any) -> jax.Array:
+    """The derivative of `log_iv` with respect to x: `I_v'(x) / I_v(x)`.
+
+    At x = 0 it is 0 for v = 0, and inf otherwise.
+
+    >>> round(float(log_iv_dx(0.5, 2.0)), 5)
+    0.78731
+    """
+    return _evaluate("log_iv_dx", _dx, Function(1, False, False), v, x)
+
+
+def log_kv_dx(v: Any, x: Any) -> jax.Array:
+    """The derivative of `log_kv` with respect to x: `K_v'(x) / K_v(x)`; -inf at x = 0."""
+    return _evaluate("log_kv_dx", _dx, Function(-1, False, False), v, x)
+
+
+def log_iv_dv(v: Any, x: Any) -> jax.Array:
+    """The derivative of `log_iv` with respect to the order; at v = 0 from the right.
+
+    At v = 0 and large x it is exponentially small, and 0 is returned.
+    """
+    return _evaluate("log_iv_dv", _dv, Function(1, False, False), v, x)
+
+
+def log_kv_dv(v: Any, x: Any) -> jax.Array:
+    """The derivative of `log_kv` with respect to the order; 0 at v = 0."""
+    return _evaluate("log_kv_dv", _dv, Function(-1, False, False), v, x)
+
+
+def iv_ratio(v: Any, x: Any) -> jax.Array:
+    """`I_{v+1}(x) / I_v(x)`, in [0, 1): a quotient of positive terms, nothing of which cancels.
+
+    Args:
+      v: real orders, 0 or more.
+      x: real, 0 or more.
+
+    >>> round(float(iv_ratio(1023.0, 1365.0667)), 4)  # mean resultant length, in 2048 dimensions
+    0.5
+    """
+    v, x = _arguments("iv_ratio", v, x)
+    return 1 / (log_iv_dx(v + 1, x) + (v + 1) / x)
+
+
+def kv_ratio(v: Any, x: Any) -> jax.Array:
+    """`K_{v+1}(x) / K_v(x)`, above 1 for v >= 0: a sum of positive terms.
+
+    >>> f"{kv_ratio(0.5, 2.0):.4f}"  # 1 + 1 / x
+    '1.5000'
+    """
+    v, x = _arguments("kv_ratio", v, x)
+    return v / x - log_kv_dx(v, x)
+
+
+def _evaluate(
+    owner: str,
+    function: Callable[..., jax.Array],
+    f: Function,
+    v: Any,
+    x: Any,
+    method: str = "auto",
+) -> jax.Array:
+    evaluate = {"auto": function, "paper": _published}.get(method)
+    if evaluate is None:
+        raise ValueError(f"{owner}: method={method!r}; valid: auto, paper")
+    known = not isinstance(v, Tracer)
+    v, x = _arguments(owner, v, x)
+    dtype = v.dtype
+    if dtype.name not in SCHEMES:
+        v, x = v.astype(jnp.float32), x.astype(jnp.float32)
+    v = jnp.abs(v) if f.sign < 0 else v
+    if known and not isinstance(v, Tracer) and v.size:
+        f = f._replace(large=bool(np.min(np.asarray(v)) > SCHEMES[v.dtype.name].boundary))
+    return evaluate(f, v, x).astype(dtype)
+
+
+def _arguments(owner: str, v: Any, x: Any) -> tuple[jax.Array, jax.Array]:
+    """Both, broadcast, in one floating dtype; Python's numbers and integers take the other's."""
+    given = {"v": v, "x": x}
+    for name, value in given.items():
+        given[name] = value = value if isinstance(value, int | float) else jnp.asarray(value)
+        dtype = jnp.result_type(value)
+        real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+        if not real:
+            raise TypeError(f"{owner}: {name} is {dtype}; it must be real")
+    floats = [a for a in given.values() if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+    dtype = jnp.result_type(*floats) if floats else jnp.result_type(float)
+    v, x = jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in given.values()))
+    return v, x
+
+
+# The rules of differentiation. A tangent that is known to be zero is left out, because the
+# derivative that it multiplies may be infinite, or dear.
+def _total(primals: Any, tangents: Any, *partials: Callable[..., jax.Array]) -> Any:
+    terms = [
+        partial_fn(*primals) * tangent
+        for partial_fn, tangent in zip(partials, tangents, strict=True)
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return sum(terms[1:], terms[0]) if terms else jnp.zeros_like(primals[0])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _value(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    zero = jnp.zeros_like(v)
+    at_zero = jnp.where(v > 0, zero - _INF, zero) if f.sign > 0 else zero + _INF
+    at_end = zero + (-_INF if f.scaled else f.sign * _INF)
+    return _over_edges(regions.value, f, v, x, at_zero, at_end, zero - f.sign * _INF)
+
+
+@partial(_value.defjvp, symbolic_zeros=True)
+def _value_jvp(f, primals, tangents):
+    change = _total(primals, tangents, partial(_dv, f), partial(_dx, f))
+    return _value(f, *primals), change
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _published(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    zero = jnp.zeros_like(v)
+    at_zero = jnp.where(v > 0, zero - _INF, zero) if f.sign > 0 else zero + _INF
+    evaluate = lambda f, v, x: published_log(v, x, f.sign)  # noqa: E731
+    return _over_edges(evaluate, f, v, x, at_zero, zero + f.sign * _INF, zero - f.sign * _INF)
+
+
+@partial(_published.defjvp, symbolic_zeros=True)
+def _published_jvp(f, primals, tangents):
+    change = _total(primals, tangents, partial(_dv, f), partial(_dx, f))
+    return _published(f, *primals), change
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    zero = jnp.zeros_like(v)
+    shift = f.sign if f.scaled else 0
+    at_zero = jnp.where(v > 0, zero + _INF, zero - shift) if f.sign > 0 else zero - _INF
+    at_end = zero + (f.sign - shift)
+    return _over_edges(regions.dx, f, v, x, at_zero, at_end, zero + f.sign * _INF)
+
+
+@partial(_dx.defjvp, symbolic_zeros=True)
+def _dx_jvp(f, primals, tangents):
+    return _dx(f, *primals), _total(primals, tangents, partial(_dxdv, f), partial(_dxx, f))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _dv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    zero = jnp.zeros_like(v)
+    at_zero = zero - _INF if f.sign > 0 else jnp.where(v > 0, zero + _INF, zero)
+    return _over_edges(regions.dv, f, v, x, at_zero, zero, zero - f.sign * _INF)
+
+
+@partial(_dv.defjvp, symbolic_zeros=True)
+def _dv_jvp(f, primals, tangents):
+    return _dv(f, *primals), _total(primals, tangents, partial(_dvv, f), partial(_dxdv, f))
+
+
+def _dxx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    zero = jnp.zeros_like(v)
+    at_zero = jnp.where(v > 0, zero - _INF, zero + 0.5) if f.sign > 0 else zero + _INF
+    return _over_edges(regions.dxx, f, v, x, at_zero, zero, zero - f.sign * _INF)
+
+
+def _dxdv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    zero = jnp.zeros_like(v)
+    return _over_edges(regions.dxdv, f, v, x, zero + f.sign * _INF, zero, zero)
+
+
+def _dvv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    zero = jnp.zeros_like(v)
+    return _over_edges(regions.dvv, f, v, x, zero, zero, zero)
+
+
+def _over_edges(
+    evaluate: Callable[..., jax.Array],
+    f: Function,
+    v: jax.Array,
+    x: jax.Array,
+    at_zero: jax.Array,
+    at_end: jax.Array,
+    of_order: jax.Array,
+) -> jax.Array:
+    """The function inside, and its limits at x = 0, x = inf and v = inf; NaN elsewhere."""
+    legal = (v >= 0) & (x >= 0) & ~((v == _INF) & (x == _INF))
+    inside = legal & (x > 0) & (v < _INF) & (x < _INF)
+    away = jnp.full_like(v, 30.0)
+    found = evaluate(f, jnp.where(inside, v, away), jnp.where(inside, x, away))
+    edge = jnp.where(x == 0, at_zero, jnp.where(v == _INF, of_order, at_end))
+    return jnp.where(inside, found, jnp.where(legal, edge, jnp.full_like(v, jnp.nan)))

@@ -1,0 +1,158 @@
+"""log I, log K and their derivatives for arguments that are positive and finite, of one dtype.
+
+Every piece of the scheme is evaluated everywhere, on arguments that suit it, and chosen afterwards:
+no branch depends on a value, and no unused branch makes a NaN. The pieces are smooth, and so are
+derivatives of any order within a region.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.special.bessel import integral, series
+from jaxlab.special.bessel.debye import log_uniform, polar, uniform_dv, uniform_dx
+
+Piece = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Scheme(NamedTuple):
+    """What the accuracy of a dtype needs.
+
+    Attributes:
+      boundary: of hypot(v, x), above which the uniform expansion holds.
+      terms: of the uniform expansion.
+      series: terms of the power series.
+      nodes: intervals of the trapezoidal rule.
+      cut: the integrand is left out below e^-cut of its maximum.
+      tiny: x below which K is its limit.
+    """
+
+    boundary: float
+    terms: int
+    series: int
+    nodes: int
+    cut: float
+    tiny: float
+
+
+SCHEMES = {
+    "float64": Scheme(25.0, 14, 46, 96, 40.0, 1e-8),
+    "float32": Scheme(15.0, 6, 30, 48, 17.0, 1e-4),
+}
+
+
+class Function(NamedTuple):
+    """Which function, and what is known of its arguments.
+
+    Attributes:
+      sign: 1 for log I, -1 for log K.
+      scaled: whether x is taken from log I or added to log K.
+      large: whether hypot(v, x) is known to be above the boundary everywhere.
+    """
+
+    sign: int
+    scaled: bool
+    large: bool
+
+
+def value(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    """The function itself."""
+    s = _scheme(v)
+    near: dict[int, Piece] = {
+        1: lambda v, x: series.log_series(v, x, s.series),
+        -1: lambda v, x: _integral_or_limit(v, x, s, integral.log_integral, integral.log_small),
+    }
+
+    def small(v: jax.Array, x: jax.Array) -> jax.Array:
+        found = near[f.sign](v, x)
+        return found - f.sign * x if f.scaled else found
+
+    return _chosen(f, v, x, lambda v, x: log_uniform(v, x, f.sign, s.terms, f.scaled), small)
+
+
+def dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    """The derivative with respect to x."""
+    s = _scheme(v)
+
+    def small(v: jax.Array, x: jax.Array) -> jax.Array:
+        found = _small_dx(f, v, x)
+        return found - f.sign if f.scaled else found
+
+    return _chosen(f, v, x, lambda v, x: uniform_dx(v, x, f.sign, s.terms, f.scaled), small)
+
+
+def dv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    """The derivative with respect to v."""
+    s = _scheme(v)
+    near: dict[int, Piece] = {
+        1: lambda v, x: series.series_dv(v, x, s.series),
+        -1: lambda v, x: _integral_or_limit(v, x, s, integral.integral_dv, integral.small_dv),
+    }
+    return _chosen(f, v, x, lambda v, x: uniform_dv(v, x, f.sign, s.terms), near[f.sign])
+
+
+def dxx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    """The second derivative with respect to x."""
+    s = _scheme(v)
+
+    def far(v: jax.Array, x: jax.Array) -> jax.Array:
+        return _along(lambda x: uniform_dx(v, x, f.sign, s.terms, f.scaled), x)
+
+    def small(v: jax.Array, x: jax.Array) -> jax.Array:
+        # From the differential equation, which is the same for both functions. Where x is much
+        # larger than v its terms cancel, and the expansion holds.
+        slope, over = _small_dx(f, v, x), v / x
+        return 1 + over * over - slope / x - slope * slope
+
+    return _chosen(f, v, x, far, small)
+
+
+def dxdv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    """The mixed second derivative."""
+    s = _scheme(v)
+
+    def far(v: jax.Array, x: jax.Array) -> jax.Array:
+        return _along(lambda v: uniform_dx(v, x, f.sign, s.terms, f.scaled), v)
+
+    return _chosen(f, v, x, far, lambda v, x: _along(lambda v: _small_dx(f, v, x), v))
+
+
+def dvv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    """The second derivative with respect to v."""
+    return _along(lambda v: dv(f, v, x), v)
+
+
+def _small_dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+    s = _scheme(v)
+    if f.sign > 0:
+        return series.series_dx(v, x, s.series)
+    return _integral_or_limit(v, x, s, integral.integral_dx, integral.small_dx)
+
+
+def _chosen(f: Function, v: jax.Array, x: jax.Array, far: Piece, near: Piece) -> jax.Array:
+    large = polar(v, x).p > _scheme(v).boundary
+    # Inside of either piece, where the other is chosen.
+    away = jnp.full_like(v, 30.0)
+    found = far(jnp.where(large, v, away), jnp.where(large, x, away))
+    if f.large:
+        return found
+    one = jnp.ones_like(v)
+    return jnp.where(large, found, near(jnp.where(large, one, v), jnp.where(large, one, x)))
+
+
+def _integral_or_limit(
+    v: jax.Array, x: jax.Array, s: Scheme, rule: Callable[..., jax.Array], limit: Piece
+) -> jax.Array:
+    tiny = x < s.tiny
+    by_rule = rule(v, jnp.where(tiny, jnp.ones_like(x), x), s.nodes, s.cut)
+    return jnp.where(tiny, limit(v, jnp.where(tiny, x, jnp.full_like(x, s.tiny))), by_rule)
+
+
+def _along(fn: Callable[[jax.Array], jax.Array], at: jax.Array) -> jax.Array:
+    return jax.jvp(fn, (at,), (jnp.ones_like(at),))[1]
+
+
+def _scheme(v: jax.Array) -> Scheme:
+    return SCHEMES[v.dtype.name]

@@ -1,0 +1,39 @@
+"""The power series of log I, for small hypot(v, x): all terms are positive, so nothing cancels.
+
+Source: NIST Digital Library of Mathematical Functions, 10.25.2.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import digamma, gammaln
+
+
+def log_series(v: jax.Array, x: jax.Array, terms: int) -> jax.Array:
+    """Log I_v(x), `x` positive and so small that e^x does not overflow."""
+    return v * jnp.log(x / 2) - gammaln(v + 1) + jnp.log1p(_sums(v, x, terms)[0])
+
+
+def series_dx(v: jax.Array, x: jax.Array, terms: int) -> jax.Array:
+    """Its derivative with respect to x: `v / x + I_{v+1}(x) / I_v(x)`."""
+    here, above = _sums(v, x, terms)[0], _sums(v + 1, x, terms)[0]
+    return v / x + (x / 2) / (v + 1) * ((1 + above) / (1 + here))
+
+
+def series_dv(v: jax.Array, x: jax.Array, terms: int) -> jax.Array:
+    """Its derivative with respect to v."""
+    total, weighted = _sums(v, x, terms)
+    return jnp.log(x / 2) - digamma(v + 1) - weighted / (1 + total)
+
+
+def _sums(v: jax.Array, x: jax.Array, terms: int) -> tuple[jax.Array, jax.Array]:
+    """The terms t_k behind the first, and those times H_k = 1 / (v + 1) + ... + 1 / (v + k)."""
+    quarter = x * x / 4
+    term, harmonic = jnp.ones_like(x), jnp.zeros_like(x)
+    total, weighted = jnp.zeros_like(x), jnp.zeros_like(x)
+    for k in range(1, terms):
+        inverse = 1 / (v + k)
+        term = term * (quarter / k) * inverse
+        harmonic = harmonic + inverse
+        total = total + term
+        weighted = weighted + term * harmonic
+    return total, weighted
