@@ -67,6 +67,21 @@ def _polar_jvp(primals, tangents):
 
 
 @jax.custom_jvp
+def secant(v: jax.Array, x: jax.Array) -> jax.Array:
+    """hypot(v, x) / x, which is finite also where x / hypot(v, x) underflows."""
+    p, _, _ = polar(v, x)
+    return p / x
+
+
+@secant.defjvp
+def _secant_jvp(primals, tangents):
+    v, x = primals
+    dv, dx = tangents
+    _, c, _ = polar(v, x)
+    return secant(v, x), c / x * (dv - v * (dx / x))
+
+
+@jax.custom_jvp
 def asinh_ratio(v: jax.Array, x: jax.Array) -> jax.Array:
     """asinh(v / x), also where the quotient overflows."""
     limit = 1 / jnp.finfo(v.dtype).eps
@@ -125,7 +140,7 @@ def uniform_dx(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool) 
     p, c, s = polar(v, x)
     slope = partial(log_sum, v, sign=sign, terms=terms)
     _, of_sum = jax.jvp(lambda x: slope(x=x), (x,), (jnp.ones_like(x),))
-    eta = c * (c / s) / (1 + s) if scaled else 1 / s
+    eta = c * (c * secant(v, x)) / (1 + s) if scaled else secant(v, x)
     return sign * eta - s / (2 * p) + of_sum
 
 

@@ -146,14 +146,15 @@ def _evaluate(
     evaluate = {"auto": function, "paper": _published}.get(method)
     if evaluate is None:
         raise ValueError(f"{owner}: method={method!r}; valid: auto, paper")
-    known = not isinstance(v, Tracer)
+    orders = None if isinstance(v, Tracer) else np.asarray(v)
     v, x = _arguments(owner, v, x)
     dtype = v.dtype
     if dtype.name not in SCHEMES:
         v, x = v.astype(jnp.float32), x.astype(jnp.float32)
     v = jnp.abs(v) if f.sign < 0 else v
-    if known and not isinstance(v, Tracer) and v.size:
-        f = f._replace(large=bool(np.min(np.asarray(v)) > SCHEMES[v.dtype.name].boundary))
+    if orders is not None and orders.size:
+        smallest = np.min(np.abs(orders) if f.sign < 0 else orders)
+        f = f._replace(large=bool(smallest > SCHEMES[v.dtype.name].boundary))
     return evaluate(f, v, x).astype(dtype)
 
 

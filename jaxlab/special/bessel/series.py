@@ -5,12 +5,13 @@ Source: NIST Digital Library of Mathematical Functions, 10.25.2.
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import digamma, gammaln
+
+from jaxlab.special.bessel.zeta import digamma_1p, log_gamma_1p
 
 
 def log_series(v: jax.Array, x: jax.Array, terms: int) -> jax.Array:
     """Log I_v(x), `x` positive and so small that e^x does not overflow."""
-    return v * jnp.log(x / 2) - gammaln(v + 1) + jnp.log1p(_sums(v, x, terms)[0])
+    return v * jnp.log(x / 2) - log_gamma_1p(v) + jnp.log1p(_sums(v, x, terms)[0])
 
 
 def series_dx(v: jax.Array, x: jax.Array, terms: int) -> jax.Array:
@@ -22,7 +23,7 @@ def series_dx(v: jax.Array, x: jax.Array, terms: int) -> jax.Array:
 def series_dv(v: jax.Array, x: jax.Array, terms: int) -> jax.Array:
     """Its derivative with respect to v."""
     total, weighted = _sums(v, x, terms)
-    return jnp.log(x / 2) - digamma(v + 1) - weighted / (1 + total)
+    return jnp.log(x / 2) - digamma_1p(v) - weighted / (1 + total)
 
 
 def _sums(v: jax.Array, x: jax.Array, terms: int) -> tuple[jax.Array, jax.Array]:
