@@ -13,6 +13,7 @@ from jaxlab.core.lifecycle import at
 from jaxlab.core.match import path_str
 from jaxlab.core.matrix import Matrix, check_dense, is_matrix, to_dense
 from jaxlab.methods.sparse import Sparse
+from jaxlab.optim.mfac.obs import check_groups
 from jaxlab.training.surroundings import Surroundings
 
 
@@ -99,7 +100,8 @@ def as_sparse(owner: str, path: str, w: Any, group: int, name: str = "group") ->
     """A kernel as a master under a mask of what lives, all of it where it is an array.
 
     Raises:
-      ValueError: it is another matrix, or `group` (the argument `name`) does not divide its inputs.
+      ValueError: it is another matrix, `group` (the argument `name`) does not divide its inputs, or
+        a group of its mask lives in part.
     """
     if isinstance(w, Sparse):
         w = Sparse(w.weight, w.mask)
@@ -118,6 +120,7 @@ def as_sparse(owner: str, path: str, w: Any, group: int, name: str = "group") ->
             f"{owner}: {name}={group} must divide the inputs of {path!r} {w.shape}; nearest: "
             f"{min(legal, key=lambda c: abs(c - group))}"
         )
+    check_groups(f"{owner}: {path!r}", flatten_kernels([w.mask]), group)
     return w
 
 

@@ -105,7 +105,7 @@ def prune(
 
     Kernels that one pattern matches are ranked together. Weights are taken output by output, the
     inputs of one next to each other, as groups and blocks see them. What an earlier phase pruned
-    stays so and counts as sparsity.
+    stays so and counts as sparsity; its groups must be whole ones of this phase too.
 
     Args:
       run: the run; its loss and batches are what saliencies come from.

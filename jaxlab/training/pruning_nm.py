@@ -122,10 +122,9 @@ def prune_nm(
 
 
 def _whole(path: str, w: object, m: int) -> Sparse:
-    kernel = as_sparse("prune_nm", path, w, m, name="m")
     if isinstance(w, Sparse):
         raise ValueError(
             f"prune_nm: {path!r} is a Sparse, whose mask need not leave {m} weights to choose from "
             "in a group; make it dense first (the phase 'densify')"
         )
-    return kernel
+    return as_sparse("prune_nm", path, w, m, name="m")

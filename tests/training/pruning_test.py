@@ -99,6 +99,20 @@ def test_groups_of_inputs_live_or_die_together(saliency):
         np.testing.assert_array_equal(mask[0::2], mask[1::2])
 
 
+@pytest.mark.parametrize("saliency", ["mfac", "magnitude"])
+def test_groups_after_others_are_exact_or_refused_by_the_kernels_name(saliency):
+    how = {"path": "first/kernel", "saliency": saliency}
+    single = pruned(params(), sparsity=0.25, **how)
+    with pytest.raises(ValueError, match=r"'first/kernel' has groups of 2 that.*group=1"):
+        pruned(single, sparsity=0.5, group=2, **how)
+    # What lives in pairs may go on by ones, not by fours.
+    pairs = pruned(params(), sparsity=0.25, group=2, **how)
+    for group in (1, 2):
+        assert alive(pruned(pairs, sparsity=0.5, group=group, **how), "first") == 24
+    with pytest.raises(ValueError, match=r"groups of 4 that live in part.*nearest: group=2"):
+        pruned(pairs, sparsity=0.5, group=4, **how)
+
+
 def test_magnitude_keeps_the_largest_of_all_kernels():
     old = params()
     new = pruned(old, sparsity=0.5, saliency="magnitude")

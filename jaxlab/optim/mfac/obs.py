@@ -118,7 +118,7 @@ def obs_prune_step(
 
     Args:
       w: (d,), the weights.
-      mask: (d,) booleans, what lives.
+      mask: (d,) booleans, what lives; of a group all or nothing, which is checked unless traced.
       grads: (m, d), gradients of m mini-batches' mean losses at w.
       n_drop: how many weights to drop, a multiple of `group`.
       damp: lambda, positive.
@@ -131,7 +131,7 @@ def obs_prune_step(
       The new weights and the new mask, with exactly n_drop weights fewer.
 
     Raises:
-      ValueError: sizes do not fit, or n_drop is more than what lives.
+      ValueError: sizes do not fit, a group lives in part, or n_drop is more than what lives.
 
     >>> g = jnp.array([[1.0, 0.0], [1.0, 1.0]])
     >>> w, mask = obs_prune_step(jnp.ones(2), jnp.ones(2, bool), g, 1, 1.0, 0)
@@ -302,6 +302,25 @@ def _spread(groups: jax.Array, group: int) -> jax.Array:
     return (groups[:, None] * group + members[None]).reshape(-1)
 
 
+def check_groups(owner: str, mask: jax.Array, group: int) -> None:
+    """Raises a ValueError for a known mask, (d,), under which a group lives in part.
+
+    Such a group would count as a whole one, and a step would drop fewer weights than it was told.
+    """
+
+    def is_whole(c: int) -> bool:
+        # NumPy, because a known mask may stand inside a program that is traced.
+        members = np.asarray(mask).reshape(-1, c)
+        return bool(np.all(members.all(axis=1) == members.any(axis=1)))
+
+    if not isinstance(mask, Tracer) and not is_whole(group):
+        nearest = max(c for c in range(1, group) if group % c == 0 and is_whole(c))
+        raise ValueError(
+            f"{owner} has groups of {group} that live in part: it was pruned in other groups; "
+            f"nearest: group={nearest}"
+        )
+
+
 def _check_step(w, mask, grads, n_drop, block, group) -> None:
     d = w.shape[0]
     if mask.shape != w.shape or grads.shape[1:] != w.shape:
@@ -314,13 +333,14 @@ def _check_step(w, mask, grads, n_drop, block, group) -> None:
             f"obs_prune_step: group={group} must divide the {d} weights and block={block}; "
             "nearest: 1"
         )
+    check_groups("obs_prune_step: mask", mask, group)
     if isinstance(n_drop, int | np.integer):
         if n_drop < 0 or n_drop % group:
             raise ValueError(
                 f"obs_prune_step: n_drop={n_drop} must be a multiple of group={group}; nearest: "
                 f"{max(round(n_drop / group), 0) * group}"
             )
-        if not isinstance(mask, Tracer) and n_drop > (alive := int(jnp.sum(mask))):
+        if not isinstance(mask, Tracer) and n_drop > (alive := int(np.sum(mask))):
             raise ValueError(
                 f"obs_prune_step: n_drop={n_drop} is more than the {alive} weights that live"
             )

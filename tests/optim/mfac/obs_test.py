@@ -171,6 +171,7 @@ def test_a_traced_count_gives_what_a_fixed_one_does():
         ({"n_drop": 3, "group": 2}, "n_drop=3 must be a multiple of group=2; nearest: 4"),
         ({"group": 5}, "group=5 must divide the 24 weights"),
         ({"mask": jnp.ones(3, bool)}, "mask of"),
+        ({"mask": jnp.arange(24) > 0, "group": 2}, "mask has groups of 2 that live in part"),
         ({"damp": 0.0}, "damp=0.0"),
     ],
 )
