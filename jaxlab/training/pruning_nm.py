@@ -16,7 +16,7 @@ from jaxlab.core.registry import register
 from jaxlab.methods.nm import NM, NMConfig, NMPattern
 from jaxlab.methods.sparse import Sparse
 from jaxlab.optim.mfac.factor import check_damp
-from jaxlab.optim.mfac.obs import check_nm_sets, obs_nm_step
+from jaxlab.optim.mfac.obs_nm import check_nm_sets, obs_nm_step
 from jaxlab.training.kernel_gradients import (
     as_sparse,
     check_counts,

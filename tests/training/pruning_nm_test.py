@@ -9,7 +9,7 @@ import jaxlab
 from jaxlab.config import base_config
 from jaxlab.core.matrix import is_matrix
 from jaxlab.methods.nm import NM, NMPacked, NMPattern, nm_mask
-from jaxlab.optim.mfac.obs import obs_nm_step
+from jaxlab.optim.mfac.obs_nm import obs_nm_step
 from jaxlab.training.experiment import Experiment
 from jaxlab.training.pruning_nm import living_of_group, prune_nm
 from jaxlab.training.run import Run

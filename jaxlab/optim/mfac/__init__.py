@@ -18,10 +18,10 @@ from jaxlab.optim.mfac.factor import static_diag as static_diag
 from jaxlab.optim.mfac.factor import static_element as static_element
 from jaxlab.optim.mfac.factor import static_factor as static_factor
 from jaxlab.optim.mfac.factor import static_ihvp as static_ihvp
-from jaxlab.optim.mfac.obs import obs_nm_step as obs_nm_step
 from jaxlab.optim.mfac.obs import obs_prune_step as obs_prune_step
 from jaxlab.optim.mfac.obs import obs_saliency as obs_saliency
 from jaxlab.optim.mfac.obs import obs_update as obs_update
+from jaxlab.optim.mfac.obs_nm import obs_nm_step as obs_nm_step
 from jaxlab.optim.mfac.transform import MfacState as MfacState
 from jaxlab.optim.mfac.transform import mfac as mfac
 from jaxlab.optim.mfac.transform import scale_by_mfac as scale_by_mfac

@@ -106,17 +106,19 @@ def block_ihvp(f: BlockFactor, x: jax.Array) -> jax.Array:
 
 
 def block_diag(f: BlockFactor) -> jax.Array:
-    """The diagonal of F^-1, (d,), clamped away from 0 as `static_diag` is."""
+    """The diagonal of F^-1, (d,), of a factor clamped away from 0 as `static_diag` is."""
     if f.inverse is not None:
-        diag = jnp.diagonal(f.inverse, axis1=-2, axis2=-1)
-    else:
-        assert f.z is not None
-        diag = (1 - jnp.sum(jnp.square(f.z), axis=1)) / f.damp
+        return jnp.diagonal(f.inverse, axis1=-2, axis2=-1).reshape(-1)[: f.size]
+    assert f.z is not None
+    diag = (1 - jnp.sum(jnp.square(f.z), axis=1)) / f.damp
     return positive(diag.reshape(-1)[: f.size], f.damp)
 
 
 def block_groups(f: BlockFactor, group: int) -> jax.Array:
     """The parts of F^-1 within groups of `group` consecutive coordinates.
+
+    Those of a factor have c eps / damp on the diagonal, about what rounding may take away where the
+    gradients say much more than the damping does: c eigenvalues instead of one are at stake.
 
     Args:
       f: the factor; `group` divides both its blocks and its size.
@@ -138,7 +140,8 @@ def block_groups(f: BlockFactor, group: int) -> jax.Array:
         assert f.z is not None
         z = f.z.reshape(*f.z.shape[:2], per_block, group)
         inside = jnp.einsum("kmpa,kmpb->kpab", z, z, precision=_HIGHEST)
-        found = (jnp.eye(group, dtype=z.dtype)[None, None] - inside) / f.damp
+        one = 1 + group * float(jnp.finfo(z.dtype).eps)
+        found = ((one * jnp.eye(group, dtype=z.dtype))[None, None] - inside) / f.damp
     return found.reshape(-1, group, group)[: f.size // group]
 
 

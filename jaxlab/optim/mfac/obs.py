@@ -10,8 +10,6 @@ matrix is that of all gradients that it is divided by.
 """
 
 import functools
-import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +28,6 @@ from jaxlab.optim.mfac.blocks import (
 from jaxlab.optim.mfac.factor import FisherFactor, check_gradients
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# Sets of weights of a group that are compared with each other, one after another.
-_MOST_SETS = 4096
 
 
 def obs_saliency(w: jax.Array, diag: jax.Array) -> jax.Array:
@@ -128,7 +124,8 @@ def obs_prune_step(
       update: False only drops, and leaves the other weights as they are.
 
     Returns:
-      The new weights and the new mask, with exactly n_drop weights fewer.
+      The new weights and the new mask, with exactly n_drop weights fewer. The weights are NaN if
+      some had to be dropped whose saliency is not finite: a gradient is not, or damp is too small.
 
     Raises:
       ValueError: sizes do not fit, a group lives in part, or n_drop is more than what lives.
@@ -140,6 +137,7 @@ def obs_prune_step(
     """
     check_gradients("obs_prune_step", grads, damp)
     _check_step(w, mask, grads, n_drop, block, group)
+    block = _narrowed(mask, grads.shape[0], block, group)
     return _step(w, mask, grads, n_drop, damp, block, group, joint, update)
 
 
@@ -158,10 +156,12 @@ def _step(w, mask, grads, n_drop, damp, block, group, joint, update):
         scores = obs_saliency(w_sorted, block_diag(f))
     else:
         parts = w_sorted.astype(f.damp.dtype).reshape(-1, group)
-        solved = _solve(block_groups(f, group), parts, jnp.ones_like(parts, bool))
-        scores = jnp.maximum(jnp.sum(parts * solved, axis=1) / 2, 0)
+        scores = joint_saliency(block_groups(f, group), parts)
+    # Of infinite ones the first go, and those live.
     scores = jnp.where(alive[order], scores, jnp.inf)
-    drop = jnp.repeat(lowest(scores, jnp.asarray(n_drop, jnp.int32) // group), group)
+    fewest = lowest(scores, jnp.asarray(n_drop, jnp.int32) // group)
+    drop = jnp.repeat(fewest, group)
+    w_sorted = refuse_unknown(w_sorted, jnp.where(fewest, scores, 0))
     if update:
         w_sorted = obs_update(w_sorted, f, drop, joint=joint, group=group)
     mask_sorted = mask_sorted & ~drop
@@ -170,89 +170,15 @@ def _step(w, mask, grads, n_drop, damp, block, group, joint, update):
     return w_sorted[back].astype(w.dtype), mask_sorted[back]
 
 
-def obs_nm_step(
-    w: jax.Array,
-    grads: jax.Array,
-    n: int,
-    m: int,
-    damp: jax.Array | float,
-    block: int,
-    *,
-    mask: jax.Array | None = None,
-    living: int | None = None,
-    update: bool = True,
-) -> tuple[jax.Array, jax.Array]:
-    """N:M sparsity: of every m consecutive weights, drops the set with least saliency.
+def _narrowed(mask: jax.Array, m: int, block: int, group: int) -> int:
+    """The width of blocks, or one that holds all that lives where that is inverted densely.
 
-    Args:
-      w: (d,), the weights; m divides d.
-      grads: (gradients, d).
-      n: kept of every m.
-      m: group size; divides `block`.
-      damp: lambda, positive.
-      block: width of the Fisher matrix's blocks; 0 for one block of everything.
-      mask: (d,) booleans, what lives; None is all.
-      living: how many of every m live in `mask`.
-      update: whether the others make up for what is dropped.
-
-    Returns:
-      The new weights and their mask, n of every m true. Of equal sets the first is dropped.
-
-    Raises:
-      ValueError: sizes do not fit, or there are more than 4096 sets of weights to drop; smaller
-        steps have fewer.
-
-    >>> w, mask = obs_nm_step(jnp.array([1.0, 3.0, 2.0, 4.0]), jnp.eye(4), 2, 4, 1.0, 0)
-    >>> mask.tolist()
-    [False, True, False, True]
+    It is the same matrix, without the cancellation in the factor of a wider block.
     """
-    living = m if living is None else living
-    if not 1 <= n < living <= m or w.shape[0] % m:
-        raise ValueError(
-            f"obs_nm_step: n={n} must be in [1, {living}), what lives of every m={m}, and m "
-            f"divide the {w.shape[0]} weights"
-        )
-    check_nm_sets("obs_nm_step", m, living - n)
-    check_gradients("obs_nm_step", grads, damp)
-    mask = jnp.ones(w.shape, bool) if mask is None else mask
-    if mask.shape != w.shape:
-        raise ValueError(f"obs_nm_step: mask of {mask.shape} does not fit w of {w.shape}")
-    return _nm_step(w, mask, grads, living - n, m, damp, block, update)
-
-
-def check_nm_sets(owner: str, m: int, dropped: int) -> None:
-    """Raises a ValueError where so many sets of `dropped` weights of m are too many to compare."""
-    if math.comb(m, dropped) > _MOST_SETS:
-        fewer = max(k for k in range(1, dropped) if math.comb(m, k) <= _MOST_SETS)
-        raise ValueError(
-            f"{owner}: dropping {dropped} of every {m} compares {math.comb(m, dropped)} sets, more "
-            f"than {_MOST_SETS}; nearest: {fewer} at once, in several steps"
-        )
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 6, 7))
-def _nm_step(w, mask, grads, dropped, m, damp, block, update):
-    f = block_factor(jnp.where(mask[None], grads, 0), damp, block)
-    w = jnp.where(mask, w, 0)
-    inverse, parts = block_groups(f, m), w.astype(f.damp.dtype).reshape(-1, m)
-    alive = mask.reshape(-1, m)
-    sets = np.array(list(itertools.combinations(range(m), dropped)))
-    choices = np.zeros((len(sets), m), bool)
-    np.put_along_axis(choices, sets, True, axis=1)
-
-    def saliency(choice: jax.Array) -> jax.Array:
-        chosen = jnp.broadcast_to(choice, parts.shape)
-        rho = jnp.sum(parts * _solve(inverse, parts, chosen), axis=1) / 2
-        return jnp.where(jnp.any(chosen & ~alive, axis=1), jnp.inf, rho)
-
-    best = jnp.argmin(jax.lax.map(saliency, jnp.asarray(choices)), axis=0)
-    drop = jnp.asarray(choices)[best].reshape(-1)
-    left = mask & ~drop
-    if not update:
-        return jnp.where(left, w, 0).astype(w.dtype), left
-    t = _solve(inverse, parts, drop.reshape(-1, m)).reshape(-1)
-    moved = w.astype(t.dtype) - block_ihvp(f, t)
-    return jnp.where(left, moved, 0).astype(w.dtype), left
+    dense = m // group * group
+    if isinstance(mask, Tracer) or 0 < block <= dense or np.sum(mask) > dense:
+        return block
+    return dense
 
 
 def _as_blocks(f: FisherFactor | BlockFactor) -> BlockFactor:
@@ -270,7 +196,31 @@ def _solve(inverse: jax.Array, w: jax.Array, chosen: jax.Array) -> jax.Array:
     eye = jnp.eye(inverse.shape[-1], dtype=inverse.dtype)[None]
     # What is not chosen gets an equation of its own, t = 0.
     system = jnp.where(both, inverse, eye)
-    return jnp.linalg.solve(system, jnp.where(chosen, w, 0)[..., None])[..., 0]
+    return solve_positive(system, jnp.where(chosen, w, 0))
+
+
+def solve_positive(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a^-1 b by Cholesky's factors for every block, NaN where rounding left `a` indefinite.
+
+    a: (k, c, c); b: (k, c). Other factorisations would answer with a negative saliency there.
+    """
+    solve = lambda a, b: jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(a), True), b)  # noqa: E731
+    return jax.vmap(solve)(a, b)
+
+
+def joint_saliency(tiles: jax.Array, w: jax.Array) -> jax.Array:
+    """`w_Q^T (F^-1[Q, Q])^-1 w_Q / 2` for sets Q, infinite where rounding left it no number.
+
+    tiles: (k, c, c), the parts of F^-1; w: (k, c). An indefinite tile is that of a set whose
+    weights matter more than the precision can tell: it must be the last to go, not the first.
+    """
+    rho = jnp.sum(w * solve_positive(tiles, w), axis=1) / 2
+    return jnp.where(rho >= 0, rho, jnp.inf)
+
+
+def refuse_unknown(w: jax.Array, chosen: jax.Array) -> jax.Array:
+    """The weights, or NaN if any saliency of what was chosen is not finite: nobody knew better."""
+    return jnp.where(jnp.all(jnp.isfinite(chosen)), w, jnp.nan)
 
 
 def _joint(f: BlockFactor, dropped: jax.Array, drop_mask: jax.Array) -> jax.Array:
