@@ -158,16 +158,35 @@ def mfac(
     damp: Damping = 1e-5,
     momentum: jax.typing.ArrayLike = 0.0,
     weight_decay: jax.typing.ArrayLike = 0.0,
-    **options: Any,
+    buffer_dtype: Any = "float32",
+    normaliser: str = "window",
+    warmup_steps: jax.typing.ArrayLike = 0,
+    compression: TopK | None = None,
+    mask: Any = None,
+    axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """M-FAC with a learning rate, 1e-3 in the authors' code; arguments as of `scale_by_mfac`.
+
+    Under `optax.inject_hyperparams` every number becomes an array of the state: name `m` in
+    `static_args`, and those of `momentum`, `weight_decay` and `warmup_steps` that are 0.
 
     >>> tx = mfac(0.5, m=2, damp=24.0)
     >>> g = jnp.array([2.0, 4.0]) * 2 / 5**0.5  # of norm 4
     >>> print(tx.update(g, tx.init(g))[0] / g)
     [-0.015625 -0.015625]
     """
-    rule = scale_by_mfac(m, damp, momentum, weight_decay, **options)
+    rule = scale_by_mfac(
+        m,
+        damp,
+        momentum,
+        weight_decay,
+        buffer_dtype,
+        normaliser,
+        warmup_steps,
+        compression,
+        mask,
+        axis_name,
+    )
     return optax.chain(rule, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -212,7 +231,10 @@ def _decayed(updates: Any, params: Any, weight_decay: Any) -> Any:
     if _is_zero(weight_decay):
         return updates
     if params is None:
-        raise ValueError("mfac: weight_decay wants the parameters: tx.update(g, state, params)")
+        raise ValueError(
+            "mfac: weight_decay wants the parameters, tx.update(g, state, params); under "
+            "inject_hyperparams name it in static_args where it is 0"
+        )
 
     def add(g, p):
         return g + jnp.asarray(weight_decay).astype(g.dtype) * p.astype(g.dtype)

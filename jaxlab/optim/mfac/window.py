@@ -111,7 +111,7 @@ def window_push(
         lambda rows: rows,
         win.rows,
     )
-    products = window_products(rows, _as_stored(win, g), axis_name)
+    products = window_products(win._replace(rows=rows), _as_stored(win, g), axis_name)
     gram = win.gram.at[win.head, :].set(products).at[:, win.head].set(products)
     moved = keep.astype(jnp.int32)
     return FisherWindow(
@@ -126,7 +126,7 @@ def is_row(win: FisherWindow, g: Any, axis_name: Any = None) -> jax.Array:
     """Whether a gradient is finite, and its square too: one of 1e30 has no Gram matrix."""
     total = win.gram.dtype
     squares = [jnp.sum(jnp.square(x.astype(total))) for x in jax.tree.leaves(_as_stored(win, g))]
-    norm = functools.reduce(jnp.add, squares)
+    norm = functools.reduce(jnp.add, squares, jnp.zeros((), total))
     return jnp.isfinite(norm if axis_name is None else jax.lax.psum(norm, axis_name))
 
 
@@ -192,7 +192,7 @@ def ihvp(
     """
     check_shapes(win, x)
     size, damping = divisor(win, normaliser), as_damping(damp, win)
-    weights = solve(win.gram, size * damping, window_products(win.rows, x, axis_name))
+    weights = solve(win.gram, size * damping, window_products(win, x, axis_name))
 
     def subtract(x, y):
         return ((x.astype(y.dtype) - y) / damping.astype(y.dtype)).astype(x.dtype)
@@ -220,14 +220,14 @@ def solve(gram: jax.Array, shift: jax.Array, b: jax.Array) -> jax.Array:
     return jax.scipy.linalg.cho_solve((factor, True), b.astype(gram.dtype))
 
 
-def window_products(rows: Any, x: Any, axis_name: Any = None) -> jax.Array:
+def window_products(win: FisherWindow, x: Any, axis_name: Any = None) -> jax.Array:
     """G x: the inner products of every row with x, (m,)."""
 
     def product(rows, x):
         return rows.products(x) if isinstance(rows, SparseRows) else row_products(rows, x)
 
-    parts = jax.tree.leaves(jax.tree.map(product, rows, x, is_leaf=_is_sparse))
-    total = functools.reduce(jnp.add, parts)
+    parts = jax.tree.leaves(jax.tree.map(product, win.rows, x, is_leaf=_is_sparse))
+    total = functools.reduce(jnp.add, parts, jnp.zeros_like(win.gram[0]))
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 

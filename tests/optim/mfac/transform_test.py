@@ -126,6 +126,35 @@ def test_wrappers_of_optax():
     assert np.any(params["kernel"] != expected["kernel"])  # no bias is in that window
 
 
+def test_numbers_are_injected_as_they_are_without():
+    expected = run(mfac(0.1, 3, 0.2), 3)[0]
+    fixed = ("m", "momentum", "weight_decay", "warmup_steps")
+    tx = optax.inject_hyperparams(mfac, static_args=fixed)(0.1, 3, 0.2)
+    params, state, _ = run(tx, 3)
+    np.testing.assert_allclose(flat(params), flat(expected), rtol=1e-6)
+    assert state.hyperparams.keys() == {"learning_rate", "damp"}
+    for maker in (mfac, scale_by_mfac):
+        injected = optax.inject_hyperparams(maker, static_args=("m",))
+        tx = injected(0.1, m=3) if maker is mfac else injected(m=3)
+        with pytest.raises(ValueError, match=r"weight_decay wants.*inject_hyperparams name it in"):
+            tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_a_tree_without_leaves_is_a_tree():
+    nothing = jax.tree.map(lambda _: False, PARAMS)
+    labels = jax.tree.map(lambda _: "plain", PARAMS)
+    parts = {"fisher": mfac(0.1, 3), "plain": optax.sgd(0.1)}
+    for tx, rate in (
+        (optax.multi_transform(parts, labels), -0.1),
+        (optax.masked(mfac(0.1, 3, momentum=0.9), nothing), 1.0),
+    ):
+        _, state, (updates, _) = run(tx, 2)
+        np.testing.assert_allclose(flat(updates), rate * flat(next(gradients(1))), rtol=1e-6)
+        assert int(window_of(state).count) == 2
+    tx = scale_by_mfac(3)
+    assert jax.jit(tx.update)({}, tx.init({}))[0] == {}
+
+
 def test_accumulated_gradients_are_pushed_once():
     tx = optax.MultiSteps(mfac(0.1, 4, 0.2), every_k_schedule=2)
     _, state, seen = run(tx, 6)
