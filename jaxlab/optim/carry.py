@@ -248,10 +248,14 @@ def _is_floating(x: Any) -> bool:
 
 
 def _renamed(path: str, masters: dict[str, str]) -> str:
-    """A path, below any prefix, with a master's path in it replaced by its matrix's."""
+    """A path with a master's path in it, below any prefix, replaced by its matrix's.
+
+    What follows stays: an optimizer may keep a parameter's array as several.
+    """
     parts = path.split("/")
     for start in range(len(parts)):
-        matrix = masters.get("/".join(parts[start:]))
-        if matrix is not None:
-            return "/".join([*parts[:start], matrix])
+        for stop in range(len(parts), start, -1):
+            matrix = masters.get("/".join(parts[start:stop]))
+            if matrix is not None:
+                return "/".join([*parts[:start], matrix, *parts[stop:]])
     return path

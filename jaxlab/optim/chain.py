@@ -147,6 +147,24 @@ def hold_moments(opt: Any, supports: Mapping[str, jax.Array], params: Any) -> An
     return jax.tree_util.tree_map_with_path(hold, opt) if supports else opt
 
 
+def hold_windows(opt: Any, supports: Mapping[str, jax.Array], params: Any) -> Any:
+    """An optimizer state whose windows of gradients were 0 outside the parameters' support.
+
+    For the change of a support, and not for every step: all of a window is read and written.
+
+    Args:
+      opt: the state; a node of it with the attribute `joint` (`jaxlab.optim.carry`) has a method
+        `held` for this.
+      supports: booleans by path of a parameter.
+      params: all parameters that are trained.
+    """
+    paths = leaf_paths(params)
+    alive_of = lambda path: supports.get(owner_path(path, paths) or "")  # noqa: E731
+    is_joint = lambda x: getattr(x, "joint", False)  # noqa: E731
+    hold = lambda x: x.held(alive_of) if is_joint(x) else x  # noqa: E731
+    return jax.tree.map(hold, opt, is_leaf=is_joint) if supports else opt
+
+
 def with_schedule_of(old: Any, new: Any) -> Any:
     """An optimizer state with the place in the schedule that an older one has."""
     is_rate = lambda x: isinstance(x, RateState)  # noqa: E731

@@ -98,6 +98,7 @@ class Experiment:
                 freeze=freeze,
                 key=key,
                 policy=phase.opt_state,
+                progress=phase.step / max(self.steps, 1),
             )
 
         return apply

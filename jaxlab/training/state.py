@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.core.lifecycle import matrices
+from jaxlab.core.lifecycle import matrices, supports
 from jaxlab.core.trainable import combine, partition, trainable_mask
 from jaxlab.optim.carry import Trained, carry, converted_paths
+from jaxlab.optim.chain import hold_windows
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +60,7 @@ def restructure(
     freeze: tuple[str, ...],
     key: jax.Array,
     policy: str = "reset_converted",
+    progress: jax.typing.ArrayLike = 0.0,
 ) -> TrainState:
     """Applies a phase's transform to the parameters, and carries the optimizer along.
 
@@ -75,6 +77,7 @@ def restructure(
       freeze: patterns of paths that are not trained.
       key: of the transform's randomness.
       policy: what the optimizer begins with for new parameters; see `jaxlab.optim.carry`.
+      progress: where matrices are in their schedules, which says what of them lives.
     """
     params, opt = transform(state.params, state.opt, key)
     fresh = init_state(params, tx, freeze=freeze, ema=0.0)
@@ -82,6 +85,8 @@ def restructure(
     new = Trained(params, fresh.trainable)
     if opt is None:
         opt = carry(tx, state.opt, old, new, policy)
+        alive = supports(params, jnp.asarray(progress, jnp.float32))
+        opt = hold_windows(opt, alive, fresh.trainable)
     average = None
     if state.ema is not None:
         average = jax.tree.map(jnp.copy, fresh.trainable)

@@ -84,6 +84,16 @@ class SparseRows:
         index, value = write(self.index, row.index), write(self.value, row.value)
         return SparseRows(index, value, self.leaf_shape)
 
+    def where(self, alive: jax.Array) -> "SparseRows":
+        """The rows with zeros for the entries of the leaf that do not live."""
+        lives = alive.reshape(-1).at[self.index].get(mode="fill", fill_value=False)
+        value = jnp.where(lives, self.value, jnp.zeros_like(self.value))
+        return SparseRows(self.index, value, self.leaf_shape)
+
+    def dense(self, i: jax.Array) -> jax.Array:
+        """Row i as a dense leaf."""
+        return dense_of(SparseRows(self.index[i][None], self.value[i][None], self.leaf_shape))
+
     def products(self, x: jax.Array) -> jax.Array:
         """(m,) inner products with a dense leaf: every row gathers its entries of it."""
         dtype = accumulator(self.dtype)

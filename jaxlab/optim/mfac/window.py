@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxlab.core.match import leaf_paths
+from jaxlab.core.match import leaf_paths, path_str
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
 from jaxlab.optim.mfac.compressed import SparseRows, dense_of
@@ -44,6 +44,20 @@ class FisherWindow(NamedTuple):
 
     # One Gram matrix for all parameters: rows of some of them are no window (jaxlab.optim.carry).
     joint = True
+
+    def held(self, alive_of: Callable[[str], jax.Array | None]) -> "FisherWindow":
+        """The window of gradients that were 0 where a parameter, by its path, does not live."""
+
+        def hold(path: Any, rows: Any) -> Any:
+            alive = alive_of(path_str(path))
+            if alive is None or alive.shape != rows.shape[1:]:
+                return rows
+            if isinstance(rows, SparseRows):
+                return rows.where(alive)
+            return jnp.where(alive[None], rows, jnp.zeros_like(rows))
+
+        rows = jax.tree_util.tree_map_with_path(hold, self.rows, is_leaf=_is_sparse)
+        return _with_own_gram(self._replace(rows=rows))
 
 
 def window_init(m: int, like: Any, dtype: Any = jnp.float32, sharding: Any = None) -> FisherWindow:
@@ -229,6 +243,18 @@ def window_products(win: FisherWindow, x: Any, axis_name: Any = None) -> jax.Arr
     parts = jax.tree.leaves(jax.tree.map(product, win.rows, x, is_leaf=_is_sparse))
     total = functools.reduce(jnp.add, parts, jnp.zeros_like(win.gram[0]))
     return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+
+@jax.jit
+def _with_own_gram(win: FisherWindow) -> FisherWindow:
+    # Row by row, as a push does it: a second window would not fit beside the first.
+    def products(i: jax.Array) -> jax.Array:
+        def row(rows: Any) -> jax.Array:
+            return rows.dense(i) if isinstance(rows, SparseRows) else rows[i]
+
+        return window_products(win, jax.tree.map(row, win.rows, is_leaf=_is_sparse))
+
+    return win._replace(gram=jax.lax.map(products, jnp.arange(win.gram.shape[0])))
 
 
 def window_combination(weights: jax.Array, rows: Any) -> Any:
