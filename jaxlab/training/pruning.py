@@ -12,23 +12,21 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
-from tqdm import tqdm
 
 from jaxlab.core.match import first_match, leaf_paths
 from jaxlab.core.matrix import is_matrix
 from jaxlab.core.registry import register, suggest
-from jaxlab.methods.sparse import Sparse, check_sparsity, lowest
-from jaxlab.optim.mfac.factor import check_damp
+from jaxlab.core.selection import lowest
+from jaxlab.methods.sparse import Sparse, check_sparsity
+from jaxlab.optim.mfac.checks import check_damp
 from jaxlab.optim.mfac.obs import obs_prune_step
 from jaxlab.training.kernel_gradients import (
     as_sparse,
     check_counts,
     draw_gradients,
-    flatten_kernels,
-    unflatten_kernels,
     with_kernels,
 )
+from jaxlab.training.pruning_steps import pruned_in_steps
 from jaxlab.training.surroundings import Surroundings, Transform
 
 
@@ -152,35 +150,20 @@ def prune(
         leaves = leaf_paths(params, is_leaf=is_matrix)
         found: dict[str, int] = first_match(patterns, list(leaves), owner="prune")
         kernels = {p: as_sparse("prune", p, leaves[p], group) for p in found}
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
-            # An experiment asks for shapes before it has any data.
-            return with_kernels(params, kernels), None
         members = [[p for p in found if found[p] == i] for i in range(len(pools))]
-        plan = [
-            living_counts(*_total_and_alive(kernels, mine), target, sub_steps, group)
-            for mine, (_, target) in zip(members, pools, strict=True)
-        ]
-        draw = draw_gradients("prune", params, run, gradients, rows)
-        counts = list(zip(*plan, strict=True))
-        # disable=None: no bar where nobody watches.
-        for number, left in enumerate(tqdm(counts, "prune", leave=False, disable=None)):
-            grads = draw(kernels, members, number) if method.reads else [None] * len(members)
-            for mine, keep in zip(members, left, strict=True):
-                old = [kernels[p] for p in mine]
-                w, mask = (
-                    flatten_kernels([k.weight for k in old]),
-                    flatten_kernels([k.mask for k in old]),
-                )
-                n_drop = int(jnp.sum(mask)) - keep
-                # Popped, because gradients are the largest thing here and needed once.
-                w, mask = method.step(w, mask, grads.pop(0), n_drop)
-                if not bool(jnp.all(jnp.isfinite(w))):
-                    raise ValueError(
-                        f"prune: the weights of {', '.join(mine)} are not finite after sub-step "
-                        f"{number + 1}: a gradient is not, or damp={damp} is too small"
-                    )
-                kernels |= dict(zip(mine, unflatten_kernels(old, w, mask), strict=True))
-        return with_kernels(params, kernels), None
+
+        def begin():
+            plan = [
+                living_counts(*_total_and_alive(kernels, mine), target, sub_steps, group)
+                for mine, (_, target) in zip(members, pools, strict=True)
+            ]
+            return lambda w, mask, g, number, pool: method.step(
+                w, mask, g, int(jnp.sum(mask)) - plan[pool][number]
+            )
+
+        draw = draw_gradients("prune", params, run, gradients, rows) if method.reads else None
+        new = pruned_in_steps("prune", kernels, members, sub_steps, begin, draw, damp)
+        return with_kernels(params, new), None
 
     return transform
 

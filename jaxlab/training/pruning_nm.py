@@ -5,26 +5,20 @@ Second-Order Information", NeurIPS 2021; E. Kurtic et al., "The Optimal BERT Sur
 for sets of weights that are chosen and dropped as one.
 """
 
-import jax
-import jax.numpy as jnp
-from jax.core import Tracer
-from tqdm import tqdm
-
 from jaxlab.core.match import first_match, leaf_paths
 from jaxlab.core.matrix import is_matrix
 from jaxlab.core.registry import register
 from jaxlab.methods.nm import NM, NMConfig, NMPattern
 from jaxlab.methods.sparse import Sparse
-from jaxlab.optim.mfac.factor import check_damp
+from jaxlab.optim.mfac.checks import check_damp
 from jaxlab.optim.mfac.obs_nm import check_nm_sets, obs_nm_step
 from jaxlab.training.kernel_gradients import (
     as_sparse,
     check_counts,
     draw_gradients,
-    flatten_kernels,
-    unflatten_kernels,
     with_kernels,
 )
+from jaxlab.training.pruning_steps import pruned_in_steps
 from jaxlab.training.surroundings import Surroundings, Transform
 
 
@@ -95,28 +89,14 @@ def prune_nm(
         leaves = leaf_paths(params, is_leaf=is_matrix)
         paths = list(first_match([(path, True)], list(leaves), owner="prune_nm"))
         kernels = {p: _whole(p, leaves[p], m) for p in paths}
-        as_nm = lambda w: NM(w.weight, w.mask, config)  # noqa: E731
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
-            # An experiment asks for shapes before it has any data.
-            return with_kernels(params, {p: as_nm(w) for p, w in kernels.items()}), None
+
+        def step(w, mask, g, number, pool):
+            how = {"mask": mask, "living": [m, *counts][number], "update": update}
+            return obs_nm_step(w, g, counts[number], m, damp, block, **how)
+
         draw = draw_gradients("prune_nm", params, run, gradients, rows)
-        # disable=None: no bar where nobody watches.
-        for number, left in enumerate(tqdm(counts, "prune_nm", leave=False, disable=None)):
-            (grads,) = draw(kernels, [paths], number)
-            old = [kernels[p] for p in paths]
-            w = flatten_kernels([k.weight for k in old])
-            mask = flatten_kernels([k.mask for k in old])
-            living = m if not number else counts[number - 1]
-            w, mask = obs_nm_step(
-                w, grads, left, m, damp, block, mask=mask, living=living, update=update
-            )
-            if not bool(jnp.all(jnp.isfinite(w))):
-                raise ValueError(
-                    f"prune_nm: the weights of {', '.join(paths)} are not finite after sub-step "
-                    f"{number + 1}: a gradient is not, or damp={damp} is too small"
-                )
-            kernels |= dict(zip(paths, unflatten_kernels(old, w, mask), strict=True))
-        return with_kernels(params, {p: as_nm(w) for p, w in kernels.items()}), None
+        new = pruned_in_steps("prune_nm", kernels, [paths], len(counts), lambda: step, draw, damp)
+        return with_kernels(params, {p: NM(w.weight, w.mask, config) for p, w in new.items()}), None
 
     return transform
 

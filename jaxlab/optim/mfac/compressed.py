@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core.matrix import accumulator
+from jaxlab.optim.mfac.checks import check_count
 
 
 class TopK(NamedTuple):
@@ -35,8 +36,7 @@ class TopK(NamedTuple):
         """Raises a ValueError for values that make no rows."""
         if not 0 < self.density <= 1:
             raise ValueError(f"mfac: density={self.density!r} must be in (0, 1]; the paper's: 0.01")
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
-            raise ValueError(f"mfac: block={self.block!r} must be an int, 1 or more")
+        check_count("block", self.block)
 
     def kept(self, size: int) -> tuple[int, int, int]:
         """Blocks of a leaf, entries in one, and how many of those are kept."""

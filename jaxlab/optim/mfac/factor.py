@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
+from jaxlab.optim.mfac.checks import check_damp
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -109,7 +110,7 @@ def positive(diag: jax.Array, damp: jax.Array) -> jax.Array:
 
 
 def check_gradients(owner: str, grads: jax.Array, damp: jax.Array | float) -> None:
-    """Raises a ValueError unless there are gradients and a positive damping."""
+    """Raises a ValueError unless there are gradients and a finite damping above 0."""
     if grads.ndim != 2 or not jnp.issubdtype(grads.dtype, jnp.floating):
         raise ValueError(
             f"{owner}: grads must be floating, (m, d), not {grads.dtype} of {grads.shape}"
@@ -117,12 +118,6 @@ def check_gradients(owner: str, grads: jax.Array, damp: jax.Array | float) -> No
     if grads.shape[0] < 1:
         raise ValueError(f"{owner}: m={grads.shape[0]} gradients; nearest: 1")
     check_damp(owner, damp)
-
-
-def check_damp(owner: str, damp: jax.Array | float) -> None:
-    """Raises a ValueError for a damping that is known and not positive."""
-    if isinstance(damp, int | float) and not damp > 0:
-        raise ValueError(f"{owner}: damp={damp} must be positive; nearest: 1e-05")
 
 
 def _by_cholesky(g: jax.Array, damp: jax.Array) -> jax.Array:

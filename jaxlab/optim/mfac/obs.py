@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxlab.methods.sparse import lowest
+from jaxlab.core.selection import lowest
 from jaxlab.optim.mfac.blocks import (
     BlockFactor,
     block_diag,

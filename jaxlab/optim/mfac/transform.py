@@ -18,12 +18,16 @@ import optax
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import register
 from jaxlab.optim.from_optax import Mask
-from jaxlab.optim.mfac.compressed import SparseRows, TopK, compress, dense_of
-from jaxlab.optim.mfac.window import (
-    FisherWindow,
+from jaxlab.optim.mfac.checks import (
     check_count,
     check_damp,
     check_floating,
+    check_from_zero,
+    check_row_dtype,
+)
+from jaxlab.optim.mfac.compressed import SparseRows, TopK, compress, dense_of
+from jaxlab.optim.mfac.window import (
+    FisherWindow,
     check_normaliser,
     empty_window,
     is_row,
@@ -73,7 +77,7 @@ def scale_by_mfac(
     Args:
       m: gradients in the window, which takes m times the memory of the parameters.
       damp: above 0, a number, a traced one, or a schedule of the updates so far.
-      momentum: of the average of the updates; at 0, as a Python number, there is none.
+      momentum: of the average of the updates, in [0, 1); at 0, as a Python number, there is none.
       weight_decay: times the parameters, added to gradients before they are stored.
       buffer_dtype: of the window's rows. Sums are float32, or float64 for float64.
       normaliser: "window" divides by m from the start, as the authors' code does; "count" by the
@@ -96,7 +100,11 @@ def scale_by_mfac(
     """
     check_count("m", m)
     if not callable(damp):
-        check_damp(damp)
+        check_damp("mfac", damp)
+    check_from_zero("momentum", momentum, below=1)
+    check_from_zero("weight_decay", weight_decay)
+    check_from_zero("warmup_steps", warmup_steps)
+    check_row_dtype("buffer_dtype", buffer_dtype)
     check_normaliser(normaliser)
     if compression is not None:
         compression.check()

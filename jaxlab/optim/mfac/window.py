@@ -12,17 +12,18 @@ nothing, keeps float32 exact to 1e-6 for a gradient of the window at any damping
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from jaxlab.core.match import leaf_paths, path_str
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
+from jaxlab.optim.mfac.checks import check_count, check_damp, check_floating, check_row_dtype
 from jaxlab.optim.mfac.compressed import SparseRows, dense_of
 from jaxlab.optim.mfac.products import row_combination, row_products
 
@@ -70,14 +71,15 @@ def window_init(m: int, like: Any, dtype: Any = jnp.float32, sharding: Any = Non
       sharding: of every leaf of the rows; None leaves it to JAX.
 
     Raises:
-      ValueError: `m` is below 1, or an array is not floating.
+      ValueError: `m` is below 1, or an array or the dtype is not floating.
 
     >>> window_init(2, 3).rows.shape
     (2, 3)
     """
     check_count("m", m)
-    if isinstance(like, int):
-        like = jax.ShapeDtypeStruct((like,), jnp.float32)
+    check_row_dtype("dtype", dtype)
+    if isinstance(like, int | np.integer):
+        like = jax.ShapeDtypeStruct((int(like),), jnp.float32)
     check_floating(like)
     rows = jax.tree.map(lambda x: jnp.zeros((m, *x.shape), dtype, device=sharding), like)
     return empty_window(m, rows, dtype)
@@ -155,7 +157,7 @@ def precondition_row(
 
     Args:
       win: the window.
-      j: the row; may be traced.
+      j: the row, in [0, m); may be traced, and is then not checked.
       damp: the damping, above 0; may be traced.
       normaliser: "window" divides the sum of squares by m, as the paper's code does, also while
         rows are empty; "count" by the rows that have been written.
@@ -164,14 +166,16 @@ def precondition_row(
       Tree of the gradient's structure, in the dtype of the Gram matrix.
 
     Raises:
-      ValueError: `damp` is not above 0, or the normaliser is unknown.
+      ValueError: `damp` is not above 0, the normaliser is unknown, or there is no row j.
 
     >>> win = window_push(window_init(2, 2), jnp.array([0.0, 4.0]))
     >>> precondition_row(win, 0, 24.0).tolist()  # g m / (m damp + |g|^2)
     [0.0, 0.125]
     """
-    size = divisor(win, normaliser)
-    place = jax.nn.one_hot(j, win.gram.shape[0], dtype=win.gram.dtype)
+    size, m = divisor(win, normaliser), win.gram.shape[0]
+    if not isinstance(j, Tracer) and not 0 <= j < m:
+        raise ValueError(f"precondition_row: j={j} must be in [0, {m}), one of the window's rows")
+    place = jax.nn.one_hot(j, m, dtype=win.gram.dtype)
     weights = size * solve(win.gram, size * as_damping(damp, win), place)
     return window_combination(weights, win.rows)
 
@@ -287,33 +291,8 @@ def check_normaliser(normaliser: str) -> None:
 
 def as_damping(damp: jax.typing.ArrayLike, win: FisherWindow) -> jax.Array:
     """The damping in the Gram matrix's dtype, checked unless it is traced."""
-    check_damp(damp)
+    check_damp("mfac", damp)
     return jnp.asarray(damp).astype(win.gram.dtype)
-
-
-def check_damp(damp: Any) -> None:
-    """Raises a ValueError unless a known damping is a number above 0."""
-    if not isinstance(damp, Tracer) and not (damp > 0 and math.isfinite(damp)):
-        raise ValueError(f"mfac: damp={damp!r} must be a number above 0; the paper's is 1e-5")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises a ValueError unless a number that shapes depend on is 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"mfac: {name}={value!r} must be an int, 1 or more; under inject_hyperparams name it "
-            "in static_args"
-        )
-
-
-def check_floating(tree: Any) -> None:
-    """Raises a ValueError for a leaf that is not real and floating."""
-    for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"mfac: {jax.tree_util.keystr(path) or 'the array'} is {x.dtype}; gradients must "
-                "be floating: leave others out with optax.masked"
-            )
 
 
 def check_shapes(win: FisherWindow, x: Any) -> None:

@@ -103,6 +103,8 @@ def test_dead_coordinates_are_free_and_touch_nothing():
         ((0, 3), 1.0, "cholesky", "m=0.*nearest: 1"),
         ((3,), 1.0, "cholesky", r"\(m, d\)"),
         ((2, 3), 0.0, "cholesky", "damp=0.0 must be positive"),
+        ((2, 3), jnp.float32(-1.0), "cholesky", "static_factor: damp=-1.0 must be positive"),
+        ((2, 3), jnp.inf, "cholesky", "damp=inf must be positive and finite"),
         ((2, 3), 1.0, "choleski", "did you mean 'cholesky'"),
     ],
 )

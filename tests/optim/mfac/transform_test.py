@@ -233,7 +233,13 @@ def test_errors_name_the_argument():
     for match, settings in [
         ("m=0 must be an int", {"m": 0}),
         ("m=2.5 must be an int", {"m": 2.5}),
-        ("damp=0 must be a number above 0", {"damp": 0}),
+        ("mfac: damp=0 must be positive and finite", {"damp": 0}),
+        ("damp=inf must be positive and finite", {"damp": jnp.float32(jnp.inf)}),
+        (r"momentum=1.0 must be a number in \[0, 1\)", {"momentum": 1.0}),
+        ("momentum=-3 must be", {"momentum": -3}),
+        ("weight_decay=-1 must be", {"weight_decay": -1}),
+        ("warmup_steps=-1 must be", {"warmup_steps": -1}),
+        ("buffer_dtype='int8' must be floating", {"buffer_dtype": "int8"}),
         ("normaliser='rows'; valid: count, window", {"normaliser": "rows"}),
         (r"density=0.0 must be in \(0, 1\]", {"compression": TopK(0.0)}),
         ("block=0 must be an int", {"compression": TopK(0.1, 0)}),
@@ -242,5 +248,6 @@ def test_errors_name_the_argument():
     ]:
         with pytest.raises(ValueError, match=match):
             init(**settings)
+    assert init(m=np.int64(3)).window.gram.shape == (3, 3)
     with pytest.raises(ValueError, match=r"\['n'\] is int32; gradients must be floating"):
         scale_by_mfac(m=2).init({"n": jnp.ones(2, jnp.int32)})

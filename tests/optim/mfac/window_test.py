@@ -205,7 +205,10 @@ def test_errors_name_the_argument():
     for match, call in [
         ("m=0 must be an int, 1 or more", lambda: window_init(0, 3)),
         ("int32; gradients must be floating", lambda: window_init(2, jnp.ones(3, jnp.int32))),
-        ("damp=0.0 must be a number above 0", lambda: ihvp(win, x, 0.0)),
+        ("dtype=.*int32.* must be floating", lambda: window_init(2, 3, jnp.int32)),
+        ("damp=0.0 must be positive and finite", lambda: ihvp(win, x, 0.0)),
+        (r"j=-1 must be in \[0, 2\)", lambda: precondition_row(win, -1, 1.0)),
+        (r"j=2 must be in \[0, 2\)", lambda: precondition_row(win, 2, 1.0)),
         ("damp=nan", lambda: precondition_row(win, 0, float("nan"))),
         ("damp=-1", lambda: mfac_coefficients(win, -1)),
         (r"shapes .* \(4,\)} are not those", lambda: ihvp(win, jnp.ones(4), 1.0)),
