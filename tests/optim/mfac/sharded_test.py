@@ -82,7 +82,8 @@ def test_two_devices_agree_with_one_and_exchange_vectors_of_m():
     assert opt.window.rows["up"].addressable_shards[0].data.shape == (M, 3, 4)
 
 
-def test_a_shard_map_names_its_axis():
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_shard_map_names_its_axis(checks):
     mesh = make_mesh(data=1, model=2)
     rng = np.random.default_rng(0)
     every = {"w": rng.normal(size=(4, 6, 3)), "b": rng.normal(size=(4, 8))}
@@ -104,7 +105,7 @@ def test_a_shard_map_names_its_axis():
         mesh=mesh,
         in_specs=(split,),
         out_specs=out,
-        check_vma=False,
+        check_vma=checks,
     )
     actual, skipped = jax.jit(sharded)(every)
     assert_close(actual, jax.jit(steps)(every)[0])
