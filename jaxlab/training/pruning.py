@@ -19,7 +19,7 @@ from jaxlab.core.registry import register, suggest
 from jaxlab.core.selection import lowest
 from jaxlab.methods.sparse import Sparse, check_sparsity
 from jaxlab.optim.mfac.checks import check_damp
-from jaxlab.optim.mfac.obs import obs_prune_step
+from jaxlab.optim.mfac.obs import check_groups, obs_prune_step
 from jaxlab.training.kernel_gradients import (
     as_sparse,
     check_counts,
@@ -168,7 +168,6 @@ def prune(
     return transform
 
 
-@partial(jax.jit, static_argnums=3)
 def magnitude_step(
     w: jax.Array, mask: jax.Array, n_drop: int | jax.Array, group: int = 1
 ) -> tuple[jax.Array, jax.Array]:
@@ -176,14 +175,23 @@ def magnitude_step(
 
     Args:
       w: (d,), the weights.
-      mask: (d,) booleans, what lives.
+      mask: (d,) booleans, what lives; of a group all or nothing, which is checked unless traced.
       n_drop: how many weights to drop, a multiple of `group`.
       group: consecutive weights that live or die together.
+
+    Raises:
+      ValueError: a group lives in part.
 
     >>> w, mask = magnitude_step(jnp.array([2.0, -1.0, 0.0]), jnp.array([True, True, False]), 1)
     >>> w.tolist(), mask.tolist()
     ([2.0, 0.0, 0.0], [True, False, False])
     """
+    check_groups("magnitude_step: mask", mask, group)
+    return _magnitude_step(w, mask, n_drop, group)
+
+
+@partial(jax.jit, static_argnums=3)
+def _magnitude_step(w, mask, n_drop, group):
     sizes = jnp.sum(jnp.square(w.astype(jnp.float32)).reshape(-1, group), axis=1)
     alive = jnp.any(mask.reshape(-1, group), axis=1)
     drop = lowest(jnp.where(alive, sizes, jnp.inf), jnp.asarray(n_drop, jnp.int32) // group)

@@ -121,6 +121,8 @@ def test_magnitude_keeps_the_largest_of_all_kernels():
     assert sizes[masks].min() > sizes[~masks].max()
     w = jnp.array([2.0, -2.0, 1.0, 2.0])
     assert magnitude_step(w, jnp.ones(4, bool), 2)[1].tolist() == [False, True, False, True]
+    with pytest.raises(ValueError, match="magnitude_step: mask has groups of 2 that live in part"):
+        magnitude_step(w, jnp.arange(4) > 0, 2, 2)
 
 
 def test_stacks_are_pruned_as_one():
