@@ -1,0 +1,1 @@
+"""Gaussian processes on grids: regression, and the solver of partial differential equations."""
