@@ -60,7 +60,7 @@ def eigh_add_scalar_solve(
     grid, flat = as_grid("eigh_add_scalar_solve", x, columns(qs))
     d = len(qs)
     arrays = ((tuple(lams), qs), _scalar(sigma2, x), grid)
-    y = over_stack(_solve_in, arrays, (((1,) * d, (2,) * d), 0, d))
+    y = over_stack(solve_shifted, arrays, (((1,) * d, (2,) * d), 0, d))
     return as_given(y, d, flat)
 
 
@@ -107,7 +107,7 @@ def kron_add_scalar_solve(
     check_square("kron_add_scalar_solve", factors)
     grid, flat = as_grid("kron_add_scalar_solve", x, columns(factors))
     d = len(factors)
-    arrays = (factors, _decomposed(factors, eigh), _scalar(sigma2, x), grid)
+    arrays = (factors, decomposed(factors, eigh), _scalar(sigma2, x), grid)
     y = over_stack(_solve, arrays, ((2,) * d, ((1,) * d, (2,) * d), 0, d))
     return as_given(y, d, flat)
 
@@ -146,7 +146,7 @@ def kron_add_scalar_logdet(
     factors, _ = as_common("kron_add_scalar_logdet", factors)
     check_square("kron_add_scalar_logdet", factors)
     d = len(factors)
-    eig = _decomposed(factors, eigh)
+    eig = decomposed(factors, eigh)
     arrays = (factors, eig, _scalar(sigma2, eig[0][0]))
     return over_stack(_logdet, arrays, ((2,) * d, ((1,) * d, (2,) * d), 0))
 
@@ -155,14 +155,14 @@ def _scalar(sigma2: jax.typing.ArrayLike, like: jax.Array) -> jax.Array:
     return jnp.asarray(sigma2, jnp.finfo(like.dtype).dtype)
 
 
-def _decomposed(factors: Arrays, eigh: Eigh | None) -> tuple[Arrays, Arrays]:
+def decomposed(factors: Arrays, eigh: Eigh | None) -> tuple[Arrays, Arrays]:
     # Derivatives are those of the factors: nothing passes through the decomposition.
     lams, qs = kron_eigh(jax.lax.stop_gradient(factors)) if eigh is None else eigh
     lams, qs = jax.lax.stop_gradient((tuple(lams), tuple(qs)))
     return lams, qs
 
 
-def _solve_in(eig: tuple[Arrays, Arrays], sigma2: jax.Array, x: jax.Array) -> jax.Array:
+def solve_shifted(eig: tuple[Arrays, Arrays], sigma2: jax.Array, x: jax.Array) -> jax.Array:
     return apply_factors(eig[1], _dual(eig, sigma2, x))
 
 
@@ -197,7 +197,7 @@ def _solve(
     factors: Arrays, eig: tuple[Arrays, Arrays], sigma2: jax.Array, x: jax.Array
 ) -> jax.Array:
     del factors
-    return _solve_in(eig, sigma2, x)
+    return solve_shifted(eig, sigma2, x)
 
 
 def _solve_forward(factors, eig, sigma2, x):

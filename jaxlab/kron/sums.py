@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxlab.kron.factorise import factors_of, kron_cholesky, kron_logdet
 from jaxlab.kron.product import as_common, as_given, as_grid, columns, over_stack
-from jaxlab.kron.shifted import kron_add_scalar_logdet, kron_add_scalar_solve
+from jaxlab.kron.shifted import Arrays, kron_add_scalar_logdet, kron_add_scalar_solve
 
 
 def kron_sum_solve(
