@@ -44,10 +44,14 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
     c.seed = chosen["seed"]  # of initialisation and of the data's order
     c.steps = 0  # optimizer steps
     c.batch_size = 64  # examples of all devices together, of all accumulated parts together
+    # Steps of one call of the compiled function: more cost the host less and need the memory of as
+    # many batches. Must divide whatever is due at some step.
+    c.steps_per_call = 1
     c.accumulate = 1  # parts a batch is split into, to fit memory
     # Of float32 products: "highest" is float32, "default" what the backend finds fast (TensorFloat
     # on GPUs, bfloat16 on TPUs). For speed, a model's dtype is the better knob.
     c.matmul_precision = "highest"
+    c.x64 = False  # float64 for the whole experiment, without turning it on for the process
     c.init = ""  # artefact, or run folder, whose parameters to start from
     c.task = ConfigDict({"name": ""})
     c.data = ConfigDict({"name": ""})

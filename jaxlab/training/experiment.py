@@ -3,11 +3,14 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlab.core import registry
 from jaxlab.core.cost import ParameterTable, parameter_table
@@ -23,6 +26,8 @@ from jaxlab.training.sharding import make_mesh, param_specs, put_batch, state_sh
 from jaxlab.training.state import TrainState, init_state, restructure
 
 _PRECISIONS = ("default", "high", "highest")
+# Sections that say how often something is done.
+_EVERY = ("log", "eval", "checkpoint")
 # Settings that may differ when a run is continued: they change what is written down and where, or
 # (mesh) only the order of floating-point sums.
 _FREE = ("workdir", "name", "log", "checkpoint", "mesh")
@@ -50,14 +55,18 @@ class Experiment:
 
     def __init__(self, config: Mapping[str, Any]):
         workdir = config["workdir"] or f"runs/{config['name']}-{config['seed']}"
-        self.config = config = {**config, "workdir": workdir}
-        self.steps = _at_least(config, "steps", 0)
-        self.mesh = make_mesh(config["mesh"]["data"], config["mesh"]["model"])
+        self.config = {**config, "workdir": workdir}
         self._check_numbers()
+        with self.precision():
+            self._build()
+
+    def _build(self) -> None:
+        config = self.config
         self.task = build_task(config)
         self.tx, self.rate = make_optimizer(config["optim"], steps=max(self.steps, 1))
         around = Surroundings(self.steps, 0, self.loss, self.batch, self.task.calibration_weight)
         self.phases = make_phases(config, around)
+        self._check_calls()
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.dense = jax.eval_shape(self.task.init, key)
         self._loaded = self._load() if config["init"] else None
@@ -67,6 +76,18 @@ class Experiment:
             restructured = jax.eval_shape(self.phase_fn(phase), self.structures[-1], key)
             self.structures.append(restructured)
         self._check_patterns()
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """The context of everything that is computed: `x64` and `matmul_precision` of the config.
+
+        The constructor and `Run` enter it by themselves; whoever calls the parts of an experiment
+        does so inside it.
+        """
+        # Not enable_x64(False): a caller's own context is not ours to leave.
+        with jax.enable_x64(True) if self.config["x64"] else nullcontext():
+            with jax.default_matmul_precision(self.config["matmul_precision"]):
+                yield
 
     def initial_params(self) -> Any:
         """Parameters before the first step and any phase: the caller's own, kept nowhere here."""
@@ -111,6 +132,14 @@ class Experiment:
         """The training batch of a step, on its devices."""
         return put_batch(self.task.batch(step), self.mesh)
 
+    def batches(self, step: int, count: int) -> Any:
+        """The training batches of some steps, stacked along a new first axis; one is not."""
+        if count == 1:
+            return self.batch(step)
+        parts = [self.task.batch(step + i) for i in range(count)]
+        stacked = jax.tree.map(lambda *rows: np.stack(rows), *parts)
+        return put_batch(stacked, self.mesh, stacked=True)
+
     def shardings(self, state: TrainState) -> TrainState:
         """The sharding of every leaf of a state, or of its shapes."""
         specs = param_specs(state.params, self.config["mesh"]["rules"], self.mesh)
@@ -138,7 +167,8 @@ class Experiment:
     @property
     def table_after(self) -> ParameterTable:
         """The parameters after all phases, finalized."""
-        return parameter_table(jax.eval_shape(finalize, self.structures[-1].params))
+        with self.precision():
+            return parameter_table(jax.eval_shape(finalize, self.structures[-1].params))
 
     @property
     def methods(self) -> list[str]:
@@ -160,6 +190,8 @@ class Experiment:
 
     def _check_numbers(self) -> None:
         config = self.config
+        self.steps = _at_least(config, "steps", 0)
+        self.mesh = make_mesh(config["mesh"]["data"], config["mesh"]["model"])
         batch = _at_least(config, "batch_size", 1)
         parts = self.mesh.shape["data"] * _at_least(config, "accumulate", 1)
         if batch % parts:
@@ -170,6 +202,8 @@ class Experiment:
         precision = config["matmul_precision"]
         if precision not in _PRECISIONS:
             raise ValueError(f"matmul_precision={precision!r}: {suggest(precision, _PRECISIONS)}")
+        if not isinstance(config["x64"], bool):
+            raise ValueError(f"x64={config['x64']!r} must be True or False")
         if not 0 <= config["ema"] < 1:
             raise ValueError(f"ema={config['ema']} must be in [0, 1)")
         _at_least(config, "eval.every", 0)
@@ -180,6 +214,20 @@ class Experiment:
             raise ValueError(
                 "log.tensorboard=True needs the extra: pip install 'jaxlab[tensorboard]'"
             )
+
+    def _check_calls(self) -> None:
+        """A call of several steps ends where something is due, and so must begin there."""
+        config, count = self.config, _at_least(self.config, "steps_per_call", 1)
+        due = {"steps": self.steps, **{f"{k}.every": config[k]["every"] for k in _EVERY}}
+        due |= {f"the step of phase {phase.label!r}": phase.step for phase in self.phases}
+        for name, number in due.items():
+            if number % count:
+                common = math.gcd(*due.values())
+                nearest = max(d for d in range(1, count) if common % d == 0)
+                raise ValueError(
+                    f"steps_per_call={count} must divide {name} = {number}; nearest that divides "
+                    f"all that it must: {nearest}"
+                )
 
     def _check_patterns(self) -> None:
         # A pattern may be meant for the parameters of a later phase, so all of them count.

@@ -117,13 +117,17 @@ def make_train_step(
     return train_step
 
 
-def compile_step(step: StepFn, shardings: Any, counter: list[int] | None = None) -> StepFn:
+def compile_step(
+    step: StepFn, shardings: Any, counter: list[int] | None = None, at_once: int = 1
+) -> StepFn:
     """Jits a step with its state donated and kept in its sharding.
 
     Args:
       step: what `make_train_step` returned.
       shardings: tree of the state's shardings.
       counter: its last entry is increased whenever the step is traced.
+      at_once: steps of a call. Of more than one, the batches are stacked along a new first axis,
+        and the metrics are those of the last step.
 
     Returns:
       The jitted step.
@@ -132,7 +136,10 @@ def compile_step(step: StepFn, shardings: Any, counter: list[int] | None = None)
     def counted(state, batch):
         if counter:
             counter[-1] += 1
-        return step(state, batch)
+        if at_once == 1:
+            return step(state, batch)
+        state, metrics = jax.lax.scan(step, state, batch, length=at_once)
+        return state, jax.tree.map(lambda x: x[-1], metrics)
 
     return jax.jit(counted, donate_argnums=0, out_shardings=(shardings, None))
 

@@ -28,7 +28,7 @@ from jaxlab.training.loop import compile_step, stream
 from jaxlab.training.sharding import put_batch, put_tree, to_host
 from jaxlab.training.state import TrainState
 
-# Steps that the host may be ahead of the device.
+# Calls of the step that the host may be ahead of the device.
 _UNDER_WAY = 4
 # Minibatches that the variance of the gradient is taken over.
 _NOISE_BATCHES = 8
@@ -72,7 +72,7 @@ class Run:
 
     def train(self) -> dict[str, Any]:
         """Trains or continues to the end; returns what it leaves in `summary.json`."""
-        with jax.default_matmul_precision(self.config["matmul_precision"]):
+        with self.experiment.precision():
             return self._train()
 
     def _train(self) -> dict[str, Any]:
@@ -103,6 +103,10 @@ class Run:
 
     def evaluate(self, params: Any) -> dict[str, float]:
         """Metrics of parameters on the held-out data."""
+        with self.experiment.precision():
+            return self._evaluate(params)
+
+    def _evaluate(self, params: Any) -> dict[str, float]:
         task, totals = self.experiment.task, {}
         for batch in task.eval_batches():
             sums = self._eval_sums(params, put_batch(batch, self.experiment.mesh))
@@ -115,12 +119,14 @@ class Run:
         """The steps from `start` on; returns the last state and the steps per second."""
         experiment, config = self.experiment, self.config
         log_every, steps = config["log"]["every"], experiment.steps
+        at_once = config["steps_per_call"]
         key = stream(config["seed"], "phases")
         done = sum(phase.step < start for phase in experiment.phases)
         state = self._restore(start, done, checkpoints) if start else self._init()
         watch, under_way = _Stopwatch(), deque()
         step_fn = None
-        for step in range(start, steps + 1):
+        step = start
+        while True:
             while done < len(experiment.phases) and experiment.phases[done].step == step:
                 phase, inside = experiment.phases[done], 0 < step < steps
                 jump = {"loss_before": self._loss(state)} if inside else {}
@@ -139,19 +145,20 @@ class Run:
             if step_fn is None:
                 self.traces.append(0)
                 shardings = experiment.shardings(state)
-                step_fn = compile_step(experiment.train_step, shardings, self.traces)
+                step_fn = compile_step(experiment.train_step, shardings, self.traces, at_once)
                 watch.pause()
-            batch = experiment.batch(step)
+            batch = experiment.batches(step, at_once)
             (state, metrics), self._measured = step_fn(state, batch), None
-            # Few steps may be under way at once: more gain nothing, hold their batches in memory,
+            step += at_once
+            # Few calls may be under way at once: more gain nothing, hold their batches in memory,
             # and make the collectives of several CPU devices time out.
             under_way.append(metrics["loss"])
             if len(under_way) > _UNDER_WAY:
                 jax.block_until_ready(under_way.popleft())
-            if (step + 1) % log_every == 0 or step + 1 == steps:
-                recorder.later(step + 1, metrics)
-                watch.lap(step + 1)
-            if self._evaluate_and_save(step + 1, state, checkpoints, recorder):
+            if step % log_every == 0 or step == steps:
+                recorder.later(step, metrics)
+                watch.lap(step)
+            if self._evaluate_and_save(step, state, checkpoints, recorder):
                 watch.pause()
         return state, watch.rate
 
@@ -199,7 +206,7 @@ class Run:
         now = self._at(state.eval_params, np.float32(progress))
         # Again with values at hand: no trace knows how much a mask keeps, and so its packed size.
         final = finalize(self._finalize(now))
-        return final, {"trained": self.evaluate(now), "finalized": self.evaluate(final)}
+        return final, {"trained": self._evaluate(now), "finalized": self._evaluate(final)}
 
     def _init(self) -> TrainState:
         state = self.experiment.init_state(self.experiment.initial_params())

@@ -98,9 +98,15 @@ def state_shardings(state: Any, specs: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a host batch on the mesh, its rows split over `data`; each host sends its own rows."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+def put_batch(batch: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
+    """Puts a host batch on the mesh, its rows split over `data`; each host sends its own rows.
+
+    Args:
+      batch: arrays with rows first, or, of several batches that are `stacked`, second.
+      mesh: the mesh.
+      stacked: whether the first axis counts batches.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(*(None,) * stacked, "data"))
     if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)
     return jax.tree.map(
