@@ -146,7 +146,7 @@ def kron_solve(chols: Cholesky, x: jax.Array) -> jax.Array:
     >>> kron_solve((2 * jnp.eye(1), jnp.eye(2)), jnp.array([4.0, 8.0])).tolist()
     [1.0, 2.0]
     """
-    chols, x = as_common("kron_solve", factors_of(chols), x)
+    chols, (x,) = as_common("kron_solve", factors_of(chols), x)
     grid, flat = as_grid("kron_solve", x, columns(chols))
 
     def core(chols: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ def kron_sqrt_matvec(chols: Cholesky, z: jax.Array) -> jax.Array:
     >>> kron_sqrt_matvec((2 * jnp.eye(1), jnp.eye(2)), jnp.ones(2)).tolist()
     [2.0, 2.0]
     """
-    chols, z = as_common("kron_sqrt_matvec", factors_of(chols), z)
+    chols, (z,) = as_common("kron_sqrt_matvec", factors_of(chols), z)
     grid, flat = as_grid("kron_sqrt_matvec", z, columns(chols))
     y = over_stack(apply_factors, (chols, grid), ((2,) * len(chols), len(chols)))
     return as_given(y, len(chols), flat)

@@ -6,6 +6,17 @@ from jaxlab.kron.factorise import kron_eigh as kron_eigh
 from jaxlab.kron.factorise import kron_logdet as kron_logdet
 from jaxlab.kron.factorise import kron_solve as kron_solve
 from jaxlab.kron.factorise import kron_sqrt_matvec as kron_sqrt_matvec
+from jaxlab.kron.iterative import Solved as Solved
+from jaxlab.kron.iterative import kron_add_diag_solve as kron_add_diag_solve
+from jaxlab.kron.iterative import kron_masked_solve as kron_masked_solve
+from jaxlab.kron.kronecker import Kronecker as Kronecker
+from jaxlab.kron.lanczos import Estimate as Estimate
+from jaxlab.kron.lanczos import kron_masked_logdet as kron_masked_logdet
+from jaxlab.kron.lanczos import scaled_eigenvalue_logdet as scaled_eigenvalue_logdet
+from jaxlab.kron.posterior import Posterior as Posterior
+from jaxlab.kron.posterior import Samples as Samples
+from jaxlab.kron.posterior import kron_posterior as kron_posterior
+from jaxlab.kron.posterior import kron_posterior_samples as kron_posterior_samples
 from jaxlab.kron.product import kron_dense as kron_dense
 from jaxlab.kron.product import kron_diag as kron_diag
 from jaxlab.kron.product import kron_matmat as kron_matmat

@@ -37,7 +37,7 @@ def kron_matvec(
     >>> kron_matvec((jnp.diag(jnp.array([1.0, 10.0])), jnp.ones((1, 2))), jnp.arange(4.0)).tolist()
     [1.0, 50.0]
     """
-    factors, x = as_common("kron_matvec", factors, x)
+    factors, (x,) = as_common("kron_matvec", factors, x)
     grid, flat = as_grid("kron_matvec", x, columns(factors))
     core = functools.partial(apply_factors, precision=precision)
     y = over_stack(core, (factors, grid), ((2,) * len(factors), len(factors)))
@@ -63,7 +63,7 @@ def kron_matmat(
     >>> kron_matmat((jnp.ones((1, 2)), jnp.eye(2)), jnp.arange(8.0).reshape(4, 2)).tolist()
     [[4.0, 6.0], [8.0, 10.0]]
     """
-    factors, x = as_common("kron_matmat", factors, x)
+    factors, (x,) = as_common("kron_matmat", factors, x)
     n = columns(factors)
     if x.ndim < 2 or x.shape[-2] != math.prod(n):
         raise ValueError(
@@ -176,19 +176,18 @@ def over_stack(fn: Callable[..., Any], arrays: Any, core: Any) -> Any:
 
 def as_common(
     name: str, factors: Sequence[jax.Array], *more: jax.Array
-) -> tuple[tuple[jax.Array, ...], Any]:
-    """Factors and further arrays in their common dtype; a single further array comes bare."""
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Factors, and further arrays, in their common dtype."""
     factors = tuple(jnp.asarray(f) for f in factors)
     if not factors:
         raise ValueError(f"{name}: factors=() must be one array or more")
     for i, f in enumerate(factors):
         if f.ndim < 2:
             raise ValueError(f"{name}: factors[{i}] of {f.shape} must be (..., m, n)")
-    arrays = [jnp.asarray(x) for x in more]
+    others = tuple(jnp.asarray(x) for x in more)
     # NumPy's rules, since JAX's may be set to refuse a real factor of a complex vector.
-    dtype = np.result_type(*(a.dtype for a in (*factors, *arrays)))
-    cast = tuple(a.astype(dtype) for a in arrays)
-    return tuple(f.astype(dtype) for f in factors), cast[0] if len(cast) == 1 else cast
+    dtype = np.result_type(*(a.dtype for a in (*factors, *others)))
+    return tuple(f.astype(dtype) for f in factors), tuple(x.astype(dtype) for x in others)
 
 
 def as_grid(name: str, x: jax.Array, n: tuple[int, ...]) -> tuple[jax.Array, bool]:

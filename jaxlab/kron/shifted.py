@@ -56,7 +56,7 @@ def eigh_add_scalar_solve(
     >>> eigh_add_scalar_solve(lams, qs, 1.0, jnp.array([4.0, 8.0])).tolist()
     [1.0, 2.0]
     """
-    qs, x = as_common("eigh_add_scalar_solve", qs, x)
+    qs, (x,) = as_common("eigh_add_scalar_solve", qs, x)
     grid, flat = as_grid("eigh_add_scalar_solve", x, columns(qs))
     d = len(qs)
     arrays = ((tuple(lams), qs), _scalar(sigma2, x), grid)
@@ -103,7 +103,7 @@ def kron_add_scalar_solve(
     >>> kron_add_scalar_solve((jnp.eye(2), 3 * jnp.eye(1)), 1.0, jnp.array([4.0, 8.0])).tolist()
     [1.0, 2.0]
     """
-    factors, x = as_common("kron_add_scalar_solve", factors, x)
+    factors, (x,) = as_common("kron_add_scalar_solve", factors, x)
     check_square("kron_add_scalar_solve", factors)
     grid, flat = as_grid("kron_add_scalar_solve", x, columns(factors))
     d = len(factors)
@@ -124,7 +124,7 @@ def kron_add_scalar_quad(
     >>> kron_add_scalar_quad((jnp.eye(2), 3 * jnp.eye(1)), 1.0, jnp.array([4.0, 8.0])).item()
     20.0
     """
-    factors, x = as_common("kron_add_scalar_quad", factors, x)
+    factors, (x,) = as_common("kron_add_scalar_quad", factors, x)
     grid, _ = as_grid("kron_add_scalar_quad", x, columns(factors))
     dual = kron_add_scalar_solve(factors, sigma2, grid, eigh=eigh)
     axes = tuple(range(-len(factors), 0))

@@ -31,7 +31,7 @@ def kron_sum_solve(
     >>> kron_sum_solve((jnp.eye(2), jnp.eye(1)), (3 * jnp.eye(2), jnp.eye(1)), jnp.ones(2)).tolist()
     [0.25, 0.25]
     """
-    factors, x = as_common("kron_sum_solve", factors, x)
+    factors, (x,) = as_common("kron_sum_solve", factors, x)
     grid, flat = as_grid("kron_sum_solve", x, columns(factors))
     chols, white = _whitened("kron_sum_solve", factors, noise)
     core = (2,) * len(chols), len(chols)
