@@ -64,8 +64,9 @@ def report(summary: dict[str, Any], folder: str) -> str:
     quality, size = summary["quality"], summary["bytes"]
     return "\n".join(
         [
-            f"\nheld-out {quality['name']}: {quality['trained']:.4f} trained, "
-            f"{quality['finalized']:.4f} finalized",
+            f"\nheld-out {quality['name']}: {quality['trained']:.4g} trained, "
+            f"{quality['finalized']:.4g} finalized",
+            *_choice(summary),
             f"bytes: {size['file']:,} on disk, {size['finalized']:,} in memory, "
             f"{size['dense']:,} dense ({size['dense'] / size['file']:.2f}x smaller on disk)",
             f"speed: {summary['steps_per_second']:.1f} steps/s, "
@@ -73,6 +74,13 @@ def report(summary: dict[str, Any], folder: str) -> str:
             f"run folder: {folder}",
         ]
     )
+
+
+def _choice(summary: dict[str, Any]) -> list[str]:
+    if "chosen" not in summary:
+        return []
+    chosen, name = summary["chosen"], summary["quality"]["name"]
+    return [f"at step {chosen['step']}, chosen by {chosen['by']}: {chosen[name]:.4g}"]
 
 
 def parse_flags(argv: list[str]) -> list[str]:

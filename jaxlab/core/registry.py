@@ -34,6 +34,7 @@ _HOMES = {
     "optimizer": "jaxlab.optim",
     "schedule": "jaxlab.training.schedules",
     "phase": "jaxlab.training.phases",
+    "problem": "jaxlab.gp.pde_problems",
     "checkpoint": "jaxlab.interop",
 }
 _PARTS: dict[str, dict[str, Callable]] = {kind: {} for kind in _HOMES}

@@ -24,6 +24,11 @@ class Quality(NamedTuple):
 class Task(Protocol):
     """A task as the loop sees it; `params` is a tree of arrays and matrices.
 
+    A task may have more, which `Run` looks for: `shown`, names of metrics that progress shows
+    after the loss; `choice`, a `Quality` by which checkpoints and a step are chosen where the
+    quality itself is nothing that a user would have; `figures(params)`, by name functions that
+    draw into a matplotlib figure, for the run folder.
+
     Attributes:
       quality: the metric that checkpoints and reports are judged by.
       info: what identifies the data, as JSON.

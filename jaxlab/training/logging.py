@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Recorder:
       start: lines of later steps are removed: the run goes on from this step.
       steps: length of the run.
       tensorboard: folder for TensorBoard's event files, or None.
+      shown: names of metrics that progress shows after the loss.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Recorder:
         start: int = 0,
         steps: int = 0,
         tensorboard: str | os.PathLike | None = None,
+        shown: Sequence[str] = (),
     ):
         self._file = None
         if path is not None:
@@ -38,11 +40,12 @@ class Recorder:
         self._writer = _tensorboard_writer(tensorboard, start) if tensorboard else None
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._steps = steps
-        shown = path is not None
+        self._names = ("loss", *shown)
+        watched = path is not None
         self._bar = None
-        if shown and sys.stderr.isatty():
+        if watched and sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=start, dynamic_ncols=True, unit="step")
-        self._lines = shown and not self._bar
+        self._lines = watched and not self._bar
         self._shown_at = start
 
     def later(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -57,7 +60,7 @@ class Recorder:
         """Writes metrics at once, after all that came before; `phase` if they are of its result."""
         self.flush()
         self._write(step, metrics, **({"phase": phase} if phase else {}))
-        self.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        self.say(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
     def flush(self) -> None:
         """Writes what `later` still holds back."""
@@ -67,7 +70,7 @@ class Recorder:
         self._pending = None
         values = {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
         self._write(step, values)
-        brief = f"loss {values['loss']:.4f}" if "loss" in values else ""
+        brief = ", ".join(f"{k} {values[k]:.4g}" for k in self._names if k in values)
         if self._bar is not None:
             self._bar.set_postfix_str(brief, refresh=False)
             self._bar.update(step - self._bar.n)

@@ -22,6 +22,7 @@ from jaxlab.training.checkpoint import Checkpoints
 from jaxlab.training.curves import plot_curves
 from jaxlab.training.diagnostics import gradient_noise
 from jaxlab.training.experiment import Experiment, result_part
+from jaxlab.training.figures import chosen_step, save_figures
 from jaxlab.training.forwarding import jit_forwarding
 from jaxlab.training.logging import Recorder, read_metrics
 from jaxlab.training.loop import compile_step, stream
@@ -56,6 +57,8 @@ class Run:
         self._writes = jax.process_index() == 0
         # What `_measure` returned for the present state, or None.
         self._measured: tuple[Any, dict[str, dict[str, float]]] | None = None
+        # By which metric a task would choose a step, where that is not its quality.
+        self._choice = getattr(experiment.task, "choice", None)
         self._claim()
 
         def sums(params: Any, batch: Any) -> Any:
@@ -79,14 +82,15 @@ class Run:
         began = time.perf_counter()
         keep = self.config["checkpoint"]["keep"]
         tensorboard = self._writes and self.config["log"]["tensorboard"]
-        quality = self.experiment.task.quality
-        with closing(Checkpoints(self.folder / "checkpoints", quality, keep)) as checkpoints:
+        judged = self._choice or self.experiment.task.quality
+        with closing(Checkpoints(self.folder / "checkpoints", judged, keep)) as checkpoints:
             start = checkpoints.latest() or 0
             recorder = Recorder(
                 self.folder / "metrics.jsonl" if self._writes else None,
                 start=start,
                 steps=self.experiment.steps,
                 tensorboard=self.folder / "tensorboard" if tensorboard else None,
+                shown=getattr(self.experiment.task, "shown", ()),
             )
             with closing(recorder):
                 state, rate = self._advance(start, checkpoints, recorder)
@@ -97,6 +101,10 @@ class Run:
             summary["bytes"]["file"] = save(self.folder / "model.safetensors", host)
             lines = read_metrics(self.folder / "metrics.jsonl")
             plot_curves(self.folder / "curves.png", lines, self.experiment.task.quality)
+            if hasattr(self.experiment.task, "figures"):
+                save_figures(self.folder, self.experiment.task.figures(host))
+            if self._choice:
+                summary["chosen"] = {"by": self._choice.name, **chosen_step(lines, self._choice)}
             summary["wall_seconds"] = round(time.perf_counter() - began, 2)
             _write_json(self.folder / "summary.json", summary)
         return summary
