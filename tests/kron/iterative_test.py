@@ -1,4 +1,4 @@
-"""Missing cells and K + diagonal: solutions, gradients, what is flagged; the estimated determinant."""
+"""Missing cells and K + diagonal: solutions, gradients, flags; the estimated determinant."""
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +54,8 @@ def test_the_default_takes_a_fraction_of_the_steps():
     # Enough cells for smooth functions to be averaged over.
     k = smooth(40, 0.1), smooth(40, 0.1)
     seen = np.random.default_rng(1).random((40, 40)) < 0.7
-    y = np.kron(*map(np.linalg.cholesky, (k + 1e-6 * np.eye(40) for k in k))) @ RNG.normal(
-        size=1600
-    )
+    roots = [np.linalg.cholesky(a + 1e-6 * np.eye(40)) for a in k]
+    y = np.kron(*roots) @ RNG.normal(size=1600)
 
     @jax.jit
     def steps(y):

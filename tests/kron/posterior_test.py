@@ -30,9 +30,11 @@ Y, SEEN = RNG.normal(size=SHAPE), RNG.random(SHAPE) < 0.7
 def blocks():
     """Covariances of the training grid, of the test grid with it, and of the test grid."""
     pairs = list(zip(AXES, TEST_AXES, strict=True))
-    return [[kernel(a, a) for a, _ in pairs], [kernel(b, a) for a, b in pairs]] + [
-        [kernel(b, b) for _, b in pairs]
-    ]
+    return (
+        [kernel(a, a) for a, _ in pairs],
+        [kernel(b, a) for a, b in pairs],
+        [kernel(b, b) for _, b in pairs],
+    )
 
 
 def known(blocks, seen):

@@ -145,9 +145,7 @@ def test_stacks_of_factors_noise_and_vectors():
 
     slopes, parts = jax.jit(jax.grad(together, has_aux=True))(a)
     known = jax.jit(jax.vmap(jax.grad(dense_one, has_aux=True)))(a, sigma2, x)
-    for found, expected in zip(
-        jax.tree.leaves((slopes, parts)), jax.tree.leaves(known), strict=True
-    ):
+    for found, expected in zip(*map(jax.tree.leaves, ((slopes, parts), known)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
