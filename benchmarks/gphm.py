@@ -13,15 +13,17 @@ error of a run is not looked for.
 
 import argparse
 import importlib.util
+import json
 import math
+import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from claim import ROOT
+from gphm_cells import SMALL_STEPS, Cell, large, problems, small
 from gphm_pinn import pinn
 from records import load, store
 
@@ -31,71 +33,14 @@ from jaxlab.training.logging import read_metrics
 from jaxlab.training.run import Run
 
 NAME = "gphm"
-KERNELS = ("stm", "gm", "matern", "se")
-POINTS = (180, 200, 220)
-SMALL_STEPS = 10000
-SOLUTIONS = {
-    "poisson_1d": ("single_sin", "sin_cos", "x_time_sinx", "mix_sin", "x2_add_sinx"),
-    "allencahn_1d": ("single_sin", "sin_cos"),
-}
-
-
-class Cell(NamedTuple):
-    """A run: a config, its argument, and settings by dotted name."""
-
-    config: str
-    arg: str
-    settings: Mapping[str, Any]
-
-
-def small() -> dict[str, Cell]:
-    """u_xx = f, u = sin(100 x) on [0, pi], by kernel and number of points, as published."""
-    cells = {}
-    for points in POINTS:
-        for kernel in KERNELS:
-            problem = {"name": "poisson_1d", "points": points, "end": math.pi}
-            every = {"eval.every": 1000, "checkpoint.every": 5000, "log.every": 1000}
-            settings = {"task.problem": problem, "task.kernel": kernel, "steps": SMALL_STEPS}
-            cells[f"small {kernel} {points}"] = Cell("pde_poisson_1d", "adam", settings | every)
-    return cells
-
-
-def problems(steps: int) -> dict[str, Cell]:
-    """Every 1-D problem, solved in 200 steps, and as published in fewer steps than published."""
-    cells = {}
-    for name, solutions in SOLUTIONS.items():
-        for solution in solutions:
-            config, arg = f"pde_{name}", f"solution={solution}"
-            cells[f"solve {name} {solution}"] = Cell(config, arg, {})
-            every = {"eval.every": steps // 5, "checkpoint.every": steps // 5}
-            cells[f"adam {name} {solution}"] = Cell(
-                config, f"adam,{arg}", {"steps": steps, "log.every": 100} | every
-            )
-    return cells
-
-
-def large(steps: int) -> dict[str, Cell]:
-    """The 2-D problems, as published and solved."""
-    cells = {}
-    for config, arg in (
-        ("pde_poisson_2d", ""),
-        ("pde_poisson_2d", "solution=sin_add_cos"),
-        ("pde_allencahn_2d", ""),
-        ("pde_advection", ""),
-    ):
-        label = f"{config.removeprefix('pde_')} {arg.removeprefix('solution=')}".strip()
-        every = {"eval.every": steps // 20, "checkpoint.every": steps // 4}
-        adam = ",".join(filter(None, ("adam", arg)))
-        cells[f"adam {label}"] = Cell(config, adam, {"steps": steps, "log.every": 100} | every)
-        cells[f"solve {label}"] = Cell(config, arg, {})
-    return cells
 
 
 def settings_of(cell: Cell, workdir: Path) -> dict[str, Any]:
     """The config of a cell as a plain dict."""
     path = ROOT / "configs" / f"{cell.config}.py"
     spec = importlib.util.spec_from_file_location(cell.config, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     c = module.get_config(cell.arg)
@@ -111,12 +56,17 @@ def settings_of(cell: Cell, workdir: Path) -> dict[str, Any]:
 
 def measure(cell: Cell, workdir: Path) -> dict[str, Any]:
     """One run: errors, by step too, the frequencies of the largest weights, and the time."""
-    began = time.perf_counter()
-    run = Run(Experiment(settings_of(cell, workdir)))
-    summary = run.train()
+    done = workdir / "summary.json"
+    # The time of a run that was cut short is that of its last part only, and so is not said.
+    cut = (workdir / "config.json").exists() and not done.exists()
+    if done.exists():
+        summary = json.loads(done.read_text(encoding="utf-8"))
+    else:
+        summary = Run(Experiment(settings_of(cell, workdir))).train()
     lines = read_metrics(workdir / "metrics.jsonl")
     errors = {m["step"]: m["trained/relative_l2"] for m in lines if "trained/relative_l2" in m}
-    params = jaxlab.load(workdir / "model.safetensors")
+    with jax.enable_x64(True):
+        params = jaxlab.load(workdir / "model.safetensors")
     params = params.get("first", params)
     tops = []
     for part in params["kernels"]:
@@ -130,7 +80,7 @@ def measure(cell: Cell, workdir: Path) -> dict[str, Any]:
         "errors": {str(step): error for step, error in errors.items()},
         "frequency": tops,
         "steps_per_second": summary["steps_per_second"],
-        "seconds": time.perf_counter() - began,
+        "seconds": None if cut else summary["wall_seconds"],
     }
 
 
@@ -145,7 +95,8 @@ def main() -> None:
     parser.add_argument("--runs", default="runs/gphm", help="where the runs' folders are")
     arguments = parser.parse_args()
     name = f"{NAME}-large" if arguments.large else NAME
-    result = load(name, arguments.folder) or {"cells": {}}
+    settings = [f"OPENBLAS_NUM_THREADS={os.environ.get('OPENBLAS_NUM_THREADS', '')}"]
+    result = load(name, arguments.folder) or {"settings": settings, "cells": {}}
     steps = arguments.steps or (20000 if arguments.large else 5000)
     cells = large(steps) if arguments.large else small() | problems(steps)
     began = time.perf_counter()

@@ -19,6 +19,7 @@ from claim import CPU, ROOT, Claim, machine, spread, stored, table, verdict
 from compression_pages import low_rank_page, reverse_page
 from nm_page import language_model_page
 from publish_compression import COMPRESSION_CLAIMS, reverse_facts
+from publish_gphm import GPHM_CLAIMS, GPHM_FACTS, gphm_page
 from publish_low_rank import LOW_RANK_CLAIMS, low_rank_language_model_page
 from publish_mfac import MFAC_PRUNING_CLAIMS, mfac_page
 from publish_mfac_step import MFAC_STEP_CLAIMS
@@ -234,7 +235,7 @@ def claims_facts(config: str) -> dict[str, str]:
 
 
 # Of configs that another benchmark than claims.py runs.
-FACTS = {"monarch_python_source": reverse_facts}
+FACTS = {"monarch_python_source": reverse_facts, **GPHM_FACTS}
 
 
 def with_config_facts(text: str, config: str) -> str:
@@ -273,6 +274,7 @@ BLOCKS = {
         + SECOND_ORDER_CLAIMS
         + MFAC_STEP_CLAIMS
         + MFAC_PRUNING_CLAIMS
+        + GPHM_CLAIMS
     ),
     "docs/nm_language_model.md": language_model_page,
     "docs/low_rank_digits.md": low_rank_page,
@@ -281,6 +283,7 @@ BLOCKS = {
     "docs/reverse_sparsification.md": reverse_page,
     "docs/second_order.md": second_order_page,
     "docs/mfac_pruning.md": mfac_page,
+    "docs/gphm.md": gphm_page,
     "README.md": readme_table,
 }
 

@@ -106,7 +106,9 @@ def _best_u(
         found = {key: derivatives[key] + now[key] for key in derivatives}
         residual, slopes = _linearised(problem, u, found)
         slopes = {key: inside * slope for key, slope in slopes.items()}
-        target = sum((slopes[key] * now[key] for key in now), -inside * residual)
+        target = -inside * residual
+        for key, slope in slopes.items():
+            target = target + slope * now[key]
         least = _LEAST_SQUARES[min(len(problem.axes), 2)]
         return least(maps, at_boundary, boundary, slopes, target, z, solver), None
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxlab.core import registry
 from jaxlab.gp.pde import GPHMConfig, gphm_init, gphm_predict, gphm_terms
 from jaxlab.gp.pde_solve import Solver, with_solution
+from jaxlab.gp.spectral import check_order
 from jaxlab.tasks.base import Batch, Metrics, Quality
 from jaxlab.training.surroundings import Surroundings, Transform
 
@@ -84,6 +85,8 @@ class Pde:
             largest_log_precision=largest_log_precision,
             boundary_weight=boundary_weight or case.boundary_weight,
         )
+        for _, order in self._problem.orders:
+            check_order(self._cfg.envelope, order)
         self._solver = Solver(newton_steps=newton_steps, iterations=iterations)
         self._start = components, freq_scale or case.freq_scale
         self._trains_u = _TRAINS_U[u_update]

@@ -27,7 +27,8 @@ def plot_curves(
     train = [(m["step"], m["loss"]) for m in metrics if "loss" in m]
     if train:
         left.plot(*zip(*train, strict=True), color="#0072b2", linewidth=1.2)
-        left.set_yscale("log")
+        # A log density may have either sign.
+        left.set_yscale("log" if min(loss for _, loss in train) > 0 else "linear")
     left.set(xlabel="step", ylabel="training loss")
     styles = {"trained": ("#0072b2", "-", "o"), "finalized": ("#d55e00", "--", "s")}
     for form, (color, line, marker) in styles.items():

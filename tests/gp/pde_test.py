@@ -1,0 +1,231 @@
+"""GP-HM's log joint against dense algebra, its invariances, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.gp.grid_process import grid_process
+from jaxlab.gp.pde import GPHMConfig, gphm_init, gphm_log_joint, gphm_predict, gphm_terms
+from jaxlab.gp.pde_problem import make_problem
+from jaxlab.gp.spectral import cross_matrix
+
+X, Y = np.linspace(0, 1, 8), np.array([0.0, 0.2, 0.3, 0.6, 0.7, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def laplace(u, d, x):
+    return d(0, 2) + d(1, 2)
+
+
+def plane(**changes):
+    settings = {"exact": lambda x, y: jnp.sin(3 * x) * jnp.cos(2 * y), "linear": True, **changes}
+    return make_problem([X, Y], laplace, **settings)
+
+
+def plane_params(kernel="stm"):
+    rng = np.random.default_rng(0)
+    params = gphm_init([X, Y], 3, 2.0, kernel=kernel)
+    return params | {
+        "u": jnp.asarray(rng.normal(size=(8, 6))),
+        "log_tau": jnp.asarray(0.3),
+        "log_v": jnp.asarray(-0.2),
+    }
+
+
+def by_dense_algebra(params, problem, cfg):
+    """The formulas with dense Kronecker products, for two axes."""
+    n = problem.source.size
+    c = [
+        cross_matrix(p, x, x, envelope=cfg.envelope) + cfg.jitter * jnp.eye(len(x))
+        for p, x in zip(params["kernels"], problem.axes, strict=True)
+    ]
+    second = [
+        cross_matrix(p, x, x, 2, envelope=cfg.envelope)
+        for p, x in zip(params["kernels"], problem.axes, strict=True)
+    ]
+    dense, u = jnp.kron(*c), params["u"]
+    prior = -0.5 * jnp.linalg.slogdet(dense)[1] - 0.5 * u.ravel() @ jnp.linalg.solve(
+        dense, u.ravel()
+    )
+    inverse = [jnp.linalg.inv(m) for m in c]
+    uxx, uyy = second[0] @ inverse[0] @ u, u @ (second[1] @ inverse[1]).T
+    if cfg.exact_mean:
+        smooth = [(m - cfg.jitter * jnp.eye(len(m))) @ i for m, i in zip(c, inverse, strict=True)]
+        uxx, uyy = uxx @ smooth[1].T, smooth[0] @ uyy
+    residual = uxx + uyy - problem.source
+    gap = jnp.asarray(problem.boundary) - u
+    sides = jnp.concatenate([gap[0], gap[-1], gap[:, 0], gap[:, -1]])
+    tau, v = params["log_tau"], params["log_v"]
+    at_boundary = 0.5 * len(sides) * tau - 0.5 * jnp.exp(tau) * jnp.sum(sides**2)
+    inside = 0.5 * n * v - 0.5 * jnp.exp(v) * jnp.sum(residual**2)
+    return prior + cfg.boundary_weight * at_boundary + inside
+
+
+@pytest.mark.parametrize(("kernel", "exact_mean"), [("stm", False), ("stm", True), ("se", False)])
+def test_log_joint_and_gradient_are_those_of_dense_algebra(kernel, exact_mean):
+    cfg = GPHMConfig(kernel=kernel, exact_mean=exact_mean, jitter=1e-2)
+    problem, params = plane(), plane_params(kernel)
+    found = jax.value_and_grad(gphm_log_joint)(params, problem, cfg)
+    expected = jax.value_and_grad(by_dense_algebra)(params, problem, cfg)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7 * abs(expected[0])),
+        found,
+        expected,
+    )
+
+
+def test_one_axis_three_axes_and_equal_axes_agree_with_their_products():
+    # exp(i (k . x)) of one axis each: the prior of a product is the product's.
+    axes = [X, X, Y]
+    rng = np.random.default_rng(1)
+    parts = [gphm_init([x], 2, 2.0)["kernels"][0] for x in axes]
+    us = [jnp.asarray(rng.normal(size=len(x))) for x in axes]
+    how = {"envelope": "matern52", "jitter": 1e-3}
+    u = jnp.einsum("i,j,k->ijk", *us)
+    whole = grid_process(u, parts, axes, [(1, 2)], **how)
+    quads, halves = [], []
+    for u1, part, x in zip(us, parts, axes, strict=True):
+        one, none = (grid_process(v, [part], [x], [(0, 2)], **how) for v in (u1, 0 * u1))
+        quads.append(float(none.prior - one.prior))
+        halves.append(float(none.prior) / len(x))
+    expected = u.size * sum(halves) - 0.5 * np.prod([2 * q for q in quads])
+    np.testing.assert_allclose(whole.prior, expected, rtol=1e-10)
+    one = grid_process(us[1], [parts[1]], [X], [(0, 2)], **how).derivatives[0, 2]
+    outer = jnp.einsum("i,j,k->ijk", us[0], one, us[2])
+    np.testing.assert_allclose(whole.derivatives[1, 2], outer, rtol=1e-8)
+
+
+def test_order_of_components_and_absent_ones_change_nothing():
+    problem, params = plane(), plane_params()
+    base = gphm_log_joint(params, problem)
+    turned = [jax.tree.map(lambda x: x[jnp.array([2, 0, 1])], k) for k in params["kernels"]]
+    np.testing.assert_allclose(gphm_log_joint({**params, "kernels": turned}, problem), base)
+    fewer = [jax.tree.map(lambda x: x[:2], k) for k in params["kernels"]]
+    absent = [{**k, "log_w": k["log_w"].at[2].set(-jnp.inf)} for k in params["kernels"]]
+    two, three = ({**params, "kernels": k} for k in (fewer, absent))
+    np.testing.assert_allclose(gphm_log_joint(three, problem), gphm_log_joint(two, problem))
+    assert np.isfinite(jax.grad(gphm_log_joint)(three, problem)["kernels"][0]["log_ls"]).all()
+
+
+def test_scaled_weights_scale_determinant_and_quadratic_form():
+    params, shift, how = plane_params(), 0.7, {"envelope": "matern52"}
+    up = [{**k, "log_w": k["log_w"] + shift} for k in params["kernels"]]
+    u = params["u"]
+    base, none = (grid_process(v, params["kernels"], [X, Y], [], jitter=1e-6, **how).prior
+                  for v in (u, 0 * u))  # fmt: skip
+    scaled = grid_process(u, up, [X, Y], [], jitter=1e-6 * np.exp(shift), **how).prior
+    expected = none - u.size * shift + np.exp(-2 * shift) * (base - none)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-9)
+
+
+def test_derivative_of_a_wave_that_the_kernel_knows():
+    x = np.linspace(0, np.pi, 200)
+    part = {"log_w": jnp.zeros(1), "log_ls": jnp.full(1, -6.0), "freq": jnp.full(1, 50 / np.pi)}
+    u = jnp.asarray(np.sin(100 * x))
+    found = grid_process(u, [part], [x], [(0, 2)], envelope="matern52", jitter=1e-6)
+    inside = slice(10, -10)
+    gap = np.linalg.norm(found.derivatives[0, 2][inside] + 1e4 * u[inside])
+    assert gap <= 1e-4 * np.linalg.norm(1e4 * u[inside])
+
+
+@pytest.mark.parametrize(("jitter", "low", "high"), [(1e-8, 0.0, 1e-3), (1e-2, 3e-3, 1.0)])
+def test_exact_mean_and_shortcut_differ_by_the_jitter(jitter, low, high):
+    x = np.linspace(0, 1, 24)
+    u = jnp.asarray(np.sin(3 * x)[:, None] * np.cos(4 * x)[None])
+    parts, how = gphm_init([x, x], 3, 2.0)["kernels"], {"envelope": "matern52", "jitter": jitter}
+    short, exact = (
+        grid_process(u, parts, [x, x], [(0, 2)], exact_mean=e, **how).derivatives[0, 2]
+        for e in (False, True)
+    )
+    gap = float(jnp.linalg.norm(short - exact) / jnp.linalg.norm(exact))
+    assert low <= gap <= high
+
+
+def test_prediction_at_the_points_is_the_values_up_to_jitter():
+    params = plane_params()
+    found = gphm_predict(params, [X, Y], [X, Y], GPHMConfig(jitter=1e-10))
+    np.testing.assert_allclose(found, params["u"], atol=1e-6)
+    # Any points in any order.
+    few = gphm_predict(params, [X, Y], [X[[3, 1]], np.array([0.25])])
+    assert few.shape == (2, 1)
+
+
+def test_two_runs_are_bitwise_equal():
+    problem, params = plane(), plane_params()
+    step = jax.jit(jax.value_and_grad(lambda p: gphm_log_joint(p, problem)))
+    jax.tree.map(np.testing.assert_array_equal, step(params), step(params))
+
+
+def test_log_precisions_are_bounded():
+    problem, params = plane(), plane_params()
+    high = {**params, "log_v": jnp.asarray(1e3), "log_tau": jnp.asarray(1e3)}
+    found, slope = jax.value_and_grad(gphm_log_joint)(high, problem)
+    assert np.isfinite(found)
+    assert slope["log_v"] == slope["log_tau"] == 0
+
+
+def test_a_covariance_that_is_not_positive_definite_is_flagged():
+    problem, params, cfg = plane(), plane_params("se"), GPHMConfig(kernel="se")
+    # So smooth and so large that rounding is more than the jitter.
+    flat = {"log_w": jnp.full(3, 60.0), "log_ls": jnp.full(3, -6.0)}
+    terms = gphm_terms({**params, "kernels": [flat, flat]}, problem, cfg)
+    assert not terms.ok
+    assert np.isnan(terms.log_joint)
+    assert gphm_terms(params, problem, cfg).ok
+
+
+def test_masks_and_own_equations():
+    mask = np.zeros((8, 6), bool)
+    mask[0], mask[3, 3] = True, True
+    own = plane(exact=None, source=lambda x, y: x, boundary=lambda x, y: y, mask=mask)
+    assert own.weights.sum() == 6 + 2 + 1  # two corners count twice
+    np.testing.assert_array_equal(own.source, np.broadcast_to(X[:, None], (8, 6)))
+    np.testing.assert_array_equal(own.boundary[0], Y)
+    assert own.boundary[3, 3] == Y[3]
+    manufactured = plane()
+    exact = np.sin(3 * X)[:, None] * np.cos(2 * Y)
+    np.testing.assert_allclose(manufactured.source, -13 * exact, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gphm_init([[0.0, 2.0, 1.0]]), r"axes\[0\] must increase.*2 before 1"),
+        (lambda: gphm_init([[0.0]]), r"shape \(1,\)"),
+        (lambda: gphm_init([X], 0), "Q=0"),
+        (lambda: gphm_init([X], 2, 0.0), "freq_scale=0.0"),
+        (lambda: gphm_init([X], 2, kernel="sm"), "did you mean 'stm'"),
+        (lambda: GPHMConfig(nu=2.0), "nu=2.0 must be one of 0.5, 1.5, 2.5"),
+        (lambda: GPHMConfig(jitter=0.0), "jitter=0.0"),
+        (lambda: plane(mask=np.ones((6, 8), bool)), r"of shape \(6, 8\).*\(8, 6\)"),
+        (lambda: plane(mask=np.zeros((8, 6), bool)), "False everywhere"),
+        (lambda: plane(exact=None), "source=None"),
+        (lambda: make_problem([X], lambda u, d, x: d(1, 2), exact=jnp.sin), "axes are 0 to 0"),
+        (lambda: make_problem([X], lambda u, d, x: jnp.sum(u), exact=jnp.sin), r"shape \(\)"),
+        (
+            lambda: gphm_log_joint({**plane_params(), "u": jnp.zeros((6, 8))}, plane()),
+            "u has shape",
+        ),
+        (lambda: gphm_log_joint(gphm_init([X], 2), plane()), "1 of them, but 2 axes"),
+        (lambda: gphm_log_joint(plane_params(), plane(), GPHMConfig(nu=0.5)), "order=2"),
+        (lambda: gphm_predict(plane_params(), [X, Y], [X]), "1 axes_test"),
+    ],
+)
+def test_mistakes_say_what_would_be_right(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_float32_is_refused_unless_allowed():
+    problem = plane()
+    with jax.enable_x64(False):
+        params = gphm_init([X, Y], 2, 2.0)
+        with pytest.raises(ValueError, match=r"needs float64.*c\.x64 = True"):
+            gphm_log_joint(params, problem)
+        assert gphm_log_joint(params, problem, GPHMConfig(allow_float32=True)).dtype == jnp.float32
