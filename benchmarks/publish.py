@@ -20,6 +20,7 @@ from compression_pages import low_rank_page, reverse_page
 from nm_page import language_model_page
 from publish_compression import COMPRESSION_CLAIMS, reverse_facts
 from publish_gphm import GPHM_CLAIMS, GPHM_FACTS, gphm_page
+from publish_kron import KRON_CLAIMS, kron_page
 from publish_low_rank import LOW_RANK_CLAIMS, low_rank_language_model_page
 from publish_mfac import MFAC_PRUNING_CLAIMS, mfac_page
 from publish_mfac_step import MFAC_STEP_CLAIMS
@@ -275,6 +276,7 @@ BLOCKS = {
         + MFAC_STEP_CLAIMS
         + MFAC_PRUNING_CLAIMS
         + GPHM_CLAIMS
+        + KRON_CLAIMS
     ),
     "docs/nm_language_model.md": language_model_page,
     "docs/low_rank_digits.md": low_rank_page,
@@ -284,6 +286,7 @@ BLOCKS = {
     "docs/second_order.md": second_order_page,
     "docs/mfac_pruning.md": mfac_page,
     "docs/gphm.md": gphm_page,
+    "docs/kron.md": kron_page,
     "README.md": readme_table,
 }
 

@@ -46,9 +46,9 @@ def test_the_likelihood_and_its_gradient_are_the_dense_ones(params):
 
 
 def test_where_cells_are_missing_it_is_estimated_and_always_the_same(params):
-    noise = jnp.where(SEEN, Y, jnp.nan)
+    y = jnp.where(SEEN, Y, jnp.nan)
     ours = jax.jit(
-        jax.value_and_grad(lambda p: gp_grid_nll(p, KERNEL, AXES, noise, SEEN, probes=200))
+        jax.value_and_grad(lambda p: gp_grid_nll(p, KERNEL, AXES, y, SEEN, probes=200))
     )
     (value, slopes), again = ours(params), ours(params)
     for a, b in zip(*map(jax.tree.leaves, ((value, slopes), again)), strict=True):
@@ -81,24 +81,24 @@ def test_a_fit_learns_lengths_and_predicts_between_the_points():
 
 
 def test_missing_cells_are_filled_in_and_both_variances_agree():
-    axes = np.linspace(0, 1, 12), np.linspace(0, 1, 10)
-    truth = np.sin(6 * axes[0])[:, None] * np.cos(3 * axes[1])[None, :]
+    axes = np.linspace(0, 1, 9), np.linspace(0, 1, 7)
+    truth = np.sin(3 * axes[0])[:, None] * np.cos(2 * axes[1])[None, :]
     seen = np.random.default_rng(0).random(truth.shape) < 0.7
     y = jnp.asarray(np.where(seen, truth, np.nan))
-    fit = gp_grid_fit("matern52", axes, y, seen, steps=30, probes=4)
+    fit = gp_grid_fit("matern52", axes, y, seen, steps=20, probes=2)
     assert bool(fit.ok)
 
     @jax.jit
     def predict(params):
         arguments = params, "matern52", axes, y
-        drawn = gp_grid_predict(*arguments, mask=seen, samples=400)
+        drawn = gp_grid_predict(*arguments, mask=seen, samples=200)
         return drawn, gp_grid_predict(*arguments, mask=seen, samples=None)
 
     drawn, exact = predict(fit.params)
     assert np.sqrt(np.mean((exact.mean - truth)[~seen] ** 2)) < 0.05 * truth.std()
     np.testing.assert_allclose(drawn.mean, exact.mean, atol=1e-9)
     np.testing.assert_allclose(drawn.var, exact.var, rtol=0.5)
-    np.testing.assert_allclose(np.mean(drawn.var / exact.var), 1, atol=0.1)
+    np.testing.assert_allclose(np.mean(drawn.var / exact.var), 1, atol=0.15)
 
 
 def test_bad_input_is_refused():
