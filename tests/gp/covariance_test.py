@@ -50,14 +50,18 @@ def test_any_other_smoothness_is_asked_of_the_special_function(monkeypatch):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_of_variance_one_is_symmetric_and_positive(name):
-    for x in (UNIFORM, SCATTERED):
-        params = KERNELS[name].init(x, np.float64)
-        k = np.asarray(jax.jit(lambda p, x=x: axis_covariance(name, p, x))(params))
+    params = KERNELS[name].init(UNIFORM, np.float64)
+    axes = UNIFORM, SCATTERED
+    made = jax.jit(
+        lambda p: [(axis_covariance(name, p, x), axis_covariance(name, p, x, x)) for x in axes]
+    )
+    for k, whole in made(params):
+        k = np.asarray(k)
         np.testing.assert_allclose(np.diagonal(k), 1, rtol=1e-12)
         np.testing.assert_allclose(k, k.T, atol=1e-14)
         assert np.linalg.eigvalsh(k).min() > -1e-12
         # The columns of equal distances are gathered; between two axes all is evaluated.
-        np.testing.assert_allclose(axis_covariance(name, params, x, x), k, atol=1e-12)
+        np.testing.assert_allclose(whole, k, atol=1e-12)
 
 
 def test_spectral_mixtures_are_sums_of_waves_under_envelopes():

@@ -47,16 +47,10 @@ def test_the_likelihood_and_its_gradient_are_the_dense_ones(params):
 
 def test_where_cells_are_missing_it_is_estimated_and_always_the_same(params):
     y = jnp.where(SEEN, Y, jnp.nan)
-    ours = jax.jit(
-        jax.value_and_grad(lambda p: gp_grid_nll(p, KERNEL, AXES, y, SEEN, probes=200))
-    )
-    (value, slopes), again = ours(params), ours(params)
-    for a, b in zip(*map(jax.tree.leaves, ((value, slopes), again)), strict=True):
-        np.testing.assert_array_equal(a, b)
-    expected, known = jax.jit(jax.value_and_grad(lambda p: dense_nll(p, SEEN)))(params)
-    np.testing.assert_allclose(value, expected, rtol=0.01)
-    for a, b in zip(*map(jax.tree.leaves, (slopes, known)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0.1, atol=0.2)
+    ours = jax.jit(lambda p: gp_grid_nll(p, KERNEL, AXES, y, SEEN, probes=64))
+    value = ours(params)
+    np.testing.assert_array_equal(value, ours(params))
+    np.testing.assert_allclose(value, dense_nll(params, SEEN), rtol=0.01)
 
 
 def test_a_fit_learns_lengths_and_predicts_between_the_points():
@@ -80,25 +74,20 @@ def test_a_fit_learns_lengths_and_predicts_between_the_points():
     assert np.sqrt(var).max() < 0.1
 
 
-def test_missing_cells_are_filled_in_and_both_variances_agree():
+def test_missing_cells_are_filled_in():
     axes = np.linspace(0, 1, 9), np.linspace(0, 1, 7)
     truth = np.sin(3 * axes[0])[:, None] * np.cos(2 * axes[1])[None, :]
     seen = np.random.default_rng(0).random(truth.shape) < 0.7
     y = jnp.asarray(np.where(seen, truth, np.nan))
     fit = gp_grid_fit("matern52", axes, y, seen, steps=20, probes=2)
     assert bool(fit.ok)
-
-    @jax.jit
-    def predict(params):
-        arguments = params, "matern52", axes, y
-        drawn = gp_grid_predict(*arguments, mask=seen, samples=200)
-        return drawn, gp_grid_predict(*arguments, mask=seen, samples=None)
-
-    drawn, exact = predict(fit.params)
-    assert np.sqrt(np.mean((exact.mean - truth)[~seen] ** 2)) < 0.05 * truth.std()
-    np.testing.assert_allclose(drawn.mean, exact.mean, atol=1e-9)
-    np.testing.assert_allclose(drawn.var, exact.var, rtol=0.5)
-    np.testing.assert_allclose(np.mean(drawn.var / exact.var), 1, atol=0.15)
+    predict = jax.jit(lambda p: gp_grid_predict(p, "matern52", axes, y, mask=seen, samples=64))
+    mean, var = predict(fit.params)
+    assert np.sqrt(np.mean((mean - truth)[~seen] ** 2)) < 0.05 * truth.std()
+    assert np.asarray(var)[~seen].mean() > 1.5 * np.asarray(var)[seen].mean()
+    # Of the scale of what is to be explained, and not of its square root.
+    assert var.min() > 0
+    assert var.max() < np.exp(fit.params["log_scale"])
 
 
 def test_bad_input_is_refused():
