@@ -90,9 +90,14 @@ def kernels(result: Any) -> list[str]:
     return list(dict.fromkeys(k.rpartition(", mask ")[0] for k in result["cells"]))
 
 
+def _percent(shares: list[float]) -> str:
+    mean = f"{100 * statistics.mean(shares):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else mean
+
+
 def images_words(result: Any) -> str:
     """RMSE saved by each kernel."""
-    parts = [f"{k}: {spread(100 * g for g in gains(result, k))} %" for k in kernels(result)]
+    parts = [f"{k}: {_percent(gains(result, k))} %" for k in kernels(result)]
     count = max(len(gains(result, k)) for k in kernels(result))
     return f"RMSE saved: {'; '.join(parts)} ({count} masks)"
 
@@ -144,13 +149,10 @@ def _section(record: dict[str, Any]) -> str:
         for d in _DTYPES
         if (c := cells.get(f"rates {d}"))
     ]
-    parts = [
-        _wrapped(
-            f"Machine: {machine(record)}. Dense product and copy, {'; '.join(rates)}. Milliseconds,"
-            " and in brackets the ratio to the floor:"
-        ),
-        _speeds(cells),
-    ]
+    parts = [f"Machine: {machine(record)}."]
+    if rates:
+        text = f"Dense product and copy, {'; '.join(rates)}. Milliseconds, and in brackets the "
+        parts += [_wrapped(text + "ratio to the floor:"), _speeds(cells)]
     if rows := [_masked_row(k, c) for k, c in cells.items() if k.startswith("masked ")]:
         head = ["half of the cells", "steps", "residual", "tolerance met", "seconds", "RMSE / std"]
         parts += ["Missing cells:", table(head, [r for r in rows if r])]
@@ -215,7 +217,7 @@ def _images(record: dict[str, Any]) -> str:
                 kernel,
                 spread(c["process"] for c in cells),
                 spread(c["bilinear"] for c in cells),
-                spread(100 * g for g in gains(result, kernel)),
+                _percent(gains(result, kernel)),
                 f"{statistics.median(c['seconds'] for c in cells):.0f}",
             ]
         )
