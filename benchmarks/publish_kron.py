@@ -60,7 +60,7 @@ def peer_ratios(result: Any, operation: str) -> list[float]:
     return [
         cells[f"gpytorch {k}"][operation]["seconds"] / cells[f"speed {k}"][operation]["seconds"]
         for k in keys
-        if f"speed {k}" in cells
+        if operation in cells.get(f"speed {k}", {}) and operation in cells[f"gpytorch {k}"]
     ]
 
 

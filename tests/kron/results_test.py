@@ -24,14 +24,13 @@ def test_images_are_judged_by_the_worst_mask(claims):
 
 
 def test_steps_are_judged_against_the_better_of_the_others(claims):
+    name = "masked {} 1000 x 1000 float64"
     steps = {"spectral": 30, "eigh": 150, "none": 500}
     about = {"ok": True, "residual": 1e-7, "seconds": 1.0, "observed": 5, "cells": 10}
-    cells = {
-        f"masked {p} 1000 x 1000 float64": {"iterations": n, **about} for p, n in steps.items()
-    }
+    cells = {name.format(p): {"iterations": n, **about} for p, n in steps.items()}
     assert claims.masked_fewer({"cells": cells}) == "reproduced"
     assert "none 500;" in claims.masked_words({"cells": cells})
-    cells["masked eigh 1000 x 1000 float64"]["iterations"] = 149
+    cells[name.format("eigh")]["iterations"] = 149
     assert "not" in claims.masked_fewer({"cells": cells})
 
 
