@@ -28,7 +28,7 @@ def small() -> dict[str, Cell]:
     for points in POINTS:
         for kernel in KERNELS:
             problem = {"name": "poisson_1d", "points": points, "end": math.pi}
-            every = {"eval.every": 1000, "checkpoint.every": 5000, "log.every": 1000}
+            every = {"eval.every": 1000, "checkpoint.every": 5000, "log.every": 200}
             settings = {"task.problem": problem, "task.kernel": kernel, "steps": SMALL_STEPS}
             cells[f"small {kernel} {points}"] = Cell("pde_poisson_1d", "adam", settings | every)
     return cells
@@ -42,6 +42,7 @@ def problems(steps: int) -> dict[str, Cell]:
             config, arg = f"pde_{name}", f"solution={solution}"
             cells[f"solve {name} {solution}"] = Cell(config, arg, {})
             every = {"eval.every": steps // 5, "checkpoint.every": steps // 5}
+            every["steps_per_call"] = 20
             cells[f"adam {name} {solution}"] = Cell(
                 config, f"adam,{arg}", {"steps": steps, "log.every": 100} | every
             )

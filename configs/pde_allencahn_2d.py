@@ -3,8 +3,8 @@
 Claim: a relative L2 error of 1e-2.
 Command: python train.py --config=configs/pde_allencahn_2d.py
 Wall time, 2 CPU cores: not run
-Wall time, one H100: not run
-Result: not run
+Wall time, one H100: 83 s (1 run)
+Result: relative L2 0.4 after 200 steps, 0.39 at step 150, which the criterion chooses
 """
 
 from jaxlab.config import Config, base_config
@@ -31,6 +31,6 @@ def get_config(arg: str | None = None) -> Config:
     c.optim.schedule.update(name="constant" if c.adam else "cosine", warmup=0.0)
     c.steps_per_call = 10 if c.smoke or not c.adam else 100
     c.log.every = c.steps_per_call
-    c.eval.every = 10 if c.smoke else c.steps // 20
+    c.eval.every = 20 if c.smoke else c.steps // 10
     c.checkpoint.every = c.eval.every
     return c

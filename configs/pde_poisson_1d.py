@@ -38,6 +38,6 @@ def get_config(arg: str | None = None) -> Config:
     c.optim.schedule.update(name="constant" if c.adam else "cosine", warmup=0.0)
     c.steps_per_call = 10 if c.smoke or not c.adam else 100
     c.log.every = c.steps_per_call
-    c.eval.every = 10 if c.smoke else c.steps // 20
+    c.eval.every = 20 if c.smoke else c.steps // 10
     c.checkpoint.every = c.eval.every
     return c

@@ -21,8 +21,8 @@ class Convolution(NamedTuple):
       padding: "SAME", "VALID" or ((top, bottom), (left, right)); pads with zeros.
     """
 
-    kernel_size: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...] = (1, 1)
     padding: Padding = "SAME"
 
     def dense(self, x: jax.Array, w: jax.Array) -> jax.Array:

@@ -85,9 +85,9 @@ class Experiment:
         does so inside it.
         """
         # Not enable_x64(False): a caller's own context is not ours to leave.
-        with jax.enable_x64(True) if self.config["x64"] else nullcontext():
-            with jax.default_matmul_precision(self.config["matmul_precision"]):
-                yield
+        wide = jax.enable_x64(True) if self.config["x64"] else nullcontext()
+        with wide, jax.default_matmul_precision(self.config["matmul_precision"]):
+            yield
 
     def initial_params(self) -> Any:
         """Parameters before the first step and any phase: the caller's own, kept nowhere here."""

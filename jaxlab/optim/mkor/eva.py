@@ -23,10 +23,10 @@ from jaxlab.optim.observing import Observing, Statistics, wrapped
 class EvaState(NamedTuple):
     """Averages by path of a kernel: of the mean input (..., n) and of the mean gradient (..., o).
 
-    count: int32 updates so far.
+    counts: by path, int32 (...,), the statistics that are in the averages.
     """
 
-    count: jax.Array
+    counts: dict[str, jax.Array]
     averages: dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -60,26 +60,35 @@ def scale_by_eva(
 
     def init(params) -> EvaState:
         zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
+        layers = second_order(params, spec)
         averages = {
             path: (zeros(*layer.stack, layer.rows), zeros(*layer.stack, layer.columns))
-            for path, layer in second_order(params, spec).items()
+            for path, layer in layers.items()
         }
-        return EvaState(jnp.zeros((), jnp.int32), averages)
+        counts = {path: jnp.zeros(layer.stack, jnp.int32) for path, layer in layers.items()}
+        return EvaState(counts, averages)
 
     def update(updates, state, params=None, *, stats=None, **extra):
         del params, extra
         if state.averages and stats is None:
             raise ValueError("eva: update needs the argument stats=, the statistics of the step")
+        for path in state.averages:
+            if path not in (stats or {}):
+                raise ValueError(
+                    f"eva: stats has no {path!r}; {registry.suggest(path, stats or {})}"
+                )
         vectors = stats_to_vectors({path: (stats or {})[path] for path in state.averages}, clip)
-        count = state.count + 1
-        leaves, new, averages = leaf_paths(updates), {}, {}
-        whole = 1 - jnp.asarray(decay, jnp.float32) ** count.astype(jnp.float32)
+        leaves, new, averages, counts = leaf_paths(updates), {}, {}, {}
         for path, (a, g, good) in vectors.items():
             old = state.averages[path]
             now = (decay * x + (1 - decay) * v for x, v in zip(old, (a, g), strict=True))
             pair = [jnp.where(good[..., None], x, y) for x, y in zip(now, old, strict=True)]
             averages[path] = (pair[0], pair[1])
-            a, g = (x / whole for x in pair)
+            counts[path] = state.counts[path] + good.astype(jnp.int32)
+            # Of statistics that were skipped an average knows nothing, and of none it is 0.
+            seen = jnp.maximum(counts[path], 1).astype(jnp.float32)
+            whole = 1 - jnp.asarray(decay, jnp.float32) ** seen
+            a, g = (x / whole[..., None] for x in pair)
             m = leaves[path].reshape(*a.shape, g.shape[-1]).astype(jnp.float32)
             inner = jnp.einsum("...n,...no,...o->...", a, m, g, precision="highest")
             size = jnp.sum(a * a, -1) * jnp.sum(g * g, -1)
@@ -90,7 +99,7 @@ def scale_by_eva(
         def put(path, x):
             return new.get(path_str(path), x).reshape(x.shape).astype(x.dtype)
 
-        return jax.tree_util.tree_map_with_path(put, updates), EvaState(count, averages)
+        return jax.tree_util.tree_map_with_path(put, updates), EvaState(counts, averages)
 
     return Observing(init, update, Statistics(lambda p: init_taps(p, spec), attach_taps))
 

@@ -133,7 +133,10 @@ class Tapped(Wrapped):
 
     def rmatmul(self, x: jax.Array) -> jax.Array:
         """`x @ base`, tapped."""
-        return tap(x, matmul(x, self.base), *self.tap, self.weight)
+        # An array multiplies as it would without a tap, in whatever dtype that gives.
+        base = self.base
+        y = matmul(x, base) if isinstance(base, Matrix) else x @ base
+        return tap(x, y, *self.tap, self.weight)
 
     def convolve(self, x: jax.Array, how: Convolution) -> jax.Array:
         """The base's convolution, tapped; as rows where these have weights, or the base's do."""
@@ -268,6 +271,22 @@ def value_grad_stats(
         return value, grads, stats
 
     return value_grads
+
+
+def merge_stats(stats: Sequence[dict[str, Tap]]) -> dict[str, Tap]:
+    """The statistics of micro-batches as those of the batch that they are equal parts of.
+
+    What `optax.MultiSteps` does to gradients, for an update that is given the statistics of all
+    micro-batches at the last of them.
+
+    Args:
+      stats: of every micro-batch, each by its own mean loss.
+
+    >>> stats = [{"kernel": Tap(jnp.array([a, 1]), jnp.array([a - 1]))} for a in (2.0, 4.0)]
+    >>> merge_stats(stats)["kernel"]
+    Tap(a=Array([3., 1.], dtype=float32), g=Array([2.], dtype=float32))
+    """
+    return jax.tree.map(lambda *parts: sum(parts) / len(parts), *stats)
 
 
 def stats_to_vectors(

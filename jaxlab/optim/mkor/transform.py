@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
 from jaxlab.core import registry
 from jaxlab.core.match import leaf_paths, path_str
+from jaxlab.core.matrix import accumulator
 from jaxlab.optim.from_optax import Mask
 from jaxlab.optim.mkor.factors import (
     LIMITS,
@@ -74,7 +76,7 @@ def scale_by_mkor(
     zeta: jax.typing.ArrayLike = 0.9,
     rescale: str = "joint",
     clip: jax.typing.ArrayLike = 100.0,
-    factor_dtype: Any = jnp.float32,
+    factor_dtype: str = "float32",
     spec: Spec | None = None,
     hybrid: Hybrid | None = None,
     max_dim: int = 8192,
@@ -115,15 +117,23 @@ def scale_by_mkor(
     """
     check_update(factor_update)
     check_rescale(rescale)
-    for name, value, least, most in (
-        ("gamma", gamma, 0, 1),
-        ("zeta", zeta, 0, 1),
-        ("update_every", update_every, 0, float("inf")),
-        ("max_dim", max_dim, 0, float("inf")),
+    if not jnp.issubdtype(factor_dtype, jnp.floating):
+        raise ValueError(f"mkor: factor_dtype={factor_dtype!r} must be floating; nearest: float32")
+    for name, value in (("gamma", gamma), ("zeta", zeta)):
+        if isinstance(value, int | float | np.floating) and not 0 < value < 1:
+            raise ValueError(f"mkor: {name}={value} must be in (0, 1)")
+    for name, value, least in (
+        ("update_every", update_every, 1),
+        ("warmup_steps", warmup_steps, 0),
+        ("max_dim", max_dim, 1),
     ):
-        if isinstance(value, int | float) and not least < value < most:
-            bound = f"in ({least}, {most})" if most == 1 else "1 or more"
-            raise ValueError(f"mkor: {name}={value} must be {bound}")
+        if not isinstance(value, int | float):
+            continue  # traced
+        if isinstance(value, bool) or value != int(value) or value < least:
+            raise ValueError(f"mkor: {name}={value} must be {least} or more, and whole")
+    for name, value in (("clip", clip), ("eps", eps)):
+        if isinstance(value, int | float) and value <= 0:
+            raise ValueError(f"mkor: {name}={value} must be positive")
     limit = LIMITS[factor_update] if eps is None else eps
 
     def identity(stack: tuple[int, ...], n: int) -> jax.Array | None:
@@ -181,21 +191,50 @@ def scale_by_mkor(
 def mkor(
     learning_rate: optax.ScalarOrSchedule,
     inner: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = optax.lamb,
-    **options: Any,
+    *,
+    gamma: jax.typing.ArrayLike = 0.95,
+    update_every: jax.typing.ArrayLike = 10,
+    warmup_steps: jax.typing.ArrayLike = 0,
+    factor_update: str = "interp",
+    eps: jax.typing.ArrayLike | None = None,
+    zeta: jax.typing.ArrayLike = 0.9,
+    rescale: str = "joint",
+    clip: jax.typing.ArrayLike = 100.0,
+    factor_dtype: str = "float32",
+    spec: Spec | None = None,
+    hybrid: Hybrid | None = None,
+    max_dim: int = 8192,
 ) -> Observing:
-    """MKOR in front of an inner optimizer; options as of `scale_by_mkor`.
+    """MKOR in front of an inner optimizer.
+
+    Under `optax.inject_hyperparams`, `static_args` must have "inner", which it would take for a
+    schedule, and "max_dim".
 
     Args:
       learning_rate: of the inner optimizer.
       inner: learning rate -> optimizer, e.g. `optax.adamw`; decay belongs there.
-      **options: of `scale_by_mkor`.
+      gamma, update_every, warmup_steps, factor_update, eps, zeta, rescale, clip, factor_dtype,
+        spec, hybrid, max_dim: as of `scale_by_mkor`.
 
     >>> tx = mkor(0.1, optax.sgd)
     >>> params = {"scale": jnp.ones(1)}
     >>> tx.update({"scale": jnp.ones(1)}, tx.init(params), params, stats={})[0]["scale"].tolist()
     [-0.10000000149011612]
     """
-    rule = scale_by_mkor(**options)
+    rule = scale_by_mkor(
+        gamma=gamma,
+        update_every=update_every,
+        warmup_steps=warmup_steps,
+        factor_update=factor_update,
+        eps=eps,
+        zeta=zeta,
+        rescale=rescale,
+        clip=clip,
+        factor_dtype=factor_dtype,
+        spec=spec,
+        hybrid=hybrid,
+        max_dim=max_dim,
+    )
     return wrapped(optax.with_extra_args_support(optax.chain(rule, inner(learning_rate))), rule)  # pyright: ignore
 
 
@@ -249,7 +288,9 @@ def _preconditioned(updates: Any, factors: dict[str, Factors], spec: Any, rescal
         beside = _bias_of(path, layer, leaves)
         if beside is not None:
             bias = leaves[beside].reshape(*layer.stack, 1, layer.columns)
-            m = jnp.concatenate([m, bias.astype(m.dtype)], axis=-2)
+            # Either may be the narrower one.
+            both = accumulator(jnp.promote_types(m.dtype, bias.dtype))
+            m = jnp.concatenate([m.astype(both), bias.astype(both)], axis=-2)
         p = precondition(m, ja, jg, rescale, bias=beside is not None)
         new[path] = p[..., : layer.rows, :]
         if beside is not None:

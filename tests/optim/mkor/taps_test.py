@@ -172,3 +172,12 @@ def test_means_are_clipped_and_infinities_skipped():
 def test_paths_that_are_not_there():
     with pytest.raises(ValueError, match=r"mkor\.spec: pattern 'up/kernl' matches no path"):
         init_taps(PARAMS, ["up/kernl"])
+
+
+def test_a_tapped_product_has_the_dtype_of_the_plain_one():
+    x, w = normal(0, 4, 3).astype(jnp.bfloat16), normal(1, 3, 2)
+    with jax.numpy_dtype_promotion("standard"):
+        params = {"kernel": w}
+        tapped = x @ attach_taps(params, init_taps(params))["kernel"]
+        np.testing.assert_array_equal(tapped, x @ w)
+        assert tapped.dtype == jnp.float32

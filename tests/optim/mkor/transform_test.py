@@ -1,5 +1,6 @@
 """MKOR as an optimizer: its steps in NumPy, its options, and optax's wrappers around it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from jaxlab.optim.mkor import (
     MkorState,
     Tap,
     init_taps,
+    merge_stats,
     mkor,
     scale_by_eva,
     scale_by_mkor,
@@ -234,3 +236,67 @@ def test_bad_settings(settings, message):
 def test_parameters_must_be_floating():
     with pytest.raises(TypeError, match="'n' is int32; parameters must be floating"):
         scale_by_mkor().init({"n": jnp.ones(2, jnp.int32)})
+
+
+def test_multi_steps_with_merged_statistics_is_the_whole_batch():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (3, 2))}
+    x = jax.random.normal(jax.random.key(1), (8, 3)) + jnp.arange(8.0)[:, None]
+    step = value_grad_stats(lambda p, x: jnp.mean((x @ p["kernel"]) ** 2))
+    parts = [step(params, init_taps(params), part)[1:] for part in (x[:4], x[4:])]
+    _, grads, stats = step(params, init_taps(params), x)
+    whole = mkor(0.1, optax.sgd, update_every=1)
+    expected, _ = whole.update(grads, whole.init(params), params, stats=stats)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        tx = optax.MultiSteps(mkor(0.1, optax.sgd, update_every=1), 2)
+        state = tx.init(params)
+        _, state = tx.update(parts[0][0], state, params, stats=parts[0][1])
+        merged = merge_stats([part[1] for part in parts])
+        updates, _ = tx.update(parts[1][0], state, params, stats=merged)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+
+
+def test_hyperparameters_are_injected():
+    params, stats = (
+        {"kernel": jnp.ones((2, 1))},
+        {"kernel": Tap(jnp.array([3.0, 4, 1]), jnp.ones(1))},
+    )
+    grads = {"kernel": jnp.array([[3.0], [4.0]])}
+    plain = mkor(0.1, optax.sgd, gamma=0.9)
+    injected = optax.inject_hyperparams(mkor, static_args=("inner", "max_dim"))(
+        0.1, optax.sgd, gamma=0.9
+    )
+    updates = []
+    with jax.numpy_dtype_promotion("standard"):
+        for tx in (plain, injected):
+            state = jax.jit(tx.init)(params)
+            updates.append(jax.jit(tx.update)(grads, state, params, stats=stats)[0])
+    chex.assert_trees_all_close(*updates, rtol=1e-6)
+
+
+def test_a_wide_bias_beside_a_narrow_kernel_keeps_its_digits():
+    params = {"kernel": jnp.ones((2, 1), jnp.bfloat16), "bias": jnp.ones(1)}
+    grads = {"kernel": jnp.zeros((2, 1), jnp.bfloat16), "bias": jnp.array([1.001])}
+    stats = {"kernel": Tap(jnp.zeros(3), jnp.zeros(1))}
+    tx = scale_by_mkor()
+    assert float(tx.update(grads, tx.init(params), stats=stats)[0]["bias"][0]) == np.float32(1.001)
+
+
+def test_eva_counts_only_the_statistics_that_it_saw():
+    params, grads = {"kernel": jnp.ones((2, 1))}, {"kernel": jnp.array([[1.0], [0.5]])}
+    none = {"kernel": Tap(jnp.zeros(3), jnp.zeros(1))}
+    some = {"kernel": Tap(jnp.array([1.0, 1.0, 1.0]), jnp.ones(1))}
+    tx = scale_by_eva(decay=0.9)
+    late = tx.init(params)
+    for _ in range(3):
+        late = tx.update(grads, late, stats=none)[1]
+    updates = [tx.update(grads, state, stats=some)[0] for state in (tx.init(params), late)]
+    chex.assert_trees_all_close(*updates, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"update_every": 2.5}, {"warmup_steps": -5}, {"clip": -1}, {"factor_dtype": "int8"}],
+)
+def test_numbers_out_of_range(settings):
+    with pytest.raises(ValueError, match=f"mkor: {next(iter(settings))}="):
+        scale_by_mkor(**settings)
