@@ -29,6 +29,7 @@ from publish_monarch import MONARCH_CLAIMS, monarch_small_page
 from publish_nm import NM_CLAIMS
 from publish_numerics import NUMERICS_CLAIMS
 from publish_second_order import SECOND_ORDER_CLAIMS
+from publish_special import SPECIAL_CLAIMS, bessel_page
 from second_order_page import second_order_page
 
 
@@ -277,6 +278,7 @@ BLOCKS = {
         + MFAC_PRUNING_CLAIMS
         + GPHM_CLAIMS
         + KRON_CLAIMS
+        + SPECIAL_CLAIMS
     ),
     "docs/nm_language_model.md": language_model_page,
     "docs/low_rank_digits.md": low_rank_page,
@@ -287,6 +289,7 @@ BLOCKS = {
     "docs/mfac_pruning.md": mfac_page,
     "docs/gphm.md": gphm_page,
     "docs/kron.md": kron_page,
+    "docs/special/bessel.md": bessel_page,
     "README.md": readme_table,
 }
 

@@ -1,0 +1,88 @@
+"""What is claimed of the log Bessel functions, and the tables of docs/special/bessel.md."""
+
+from typing import Any
+
+from claim import Claim, machine, stored, verdict
+from numerics_page import table
+
+NAME = "special"
+VALUES = ("log_iv", "log_kv")
+DERIVATIVES = ("log_iv_dx", "log_kv_dx", "log_iv_dv", "log_kv_dv")
+ARGUMENTS = ("mixed", "order 1023", "small")
+_METHODS = {"auto": "ours", "paper": "published", "scipy": "SciPy", "logbesselk": "logbesselk"}
+_MILLION = "time log_kv mixed float64 1000000 auto"
+_LARGE = "time log_iv order 1023 float64 10000000 auto"
+_PAPER = "accuracy log_kv float64 paper"
+_OURS = "accuracy log_kv float64 auto"
+
+
+def bessel_page() -> str:
+    """What stands between the markers of docs/special/bessel.md."""
+    parts = []
+    for name in (NAME, f"{NAME}-small"):
+        for record in stored(name):
+            cells = record["result"]["cells"]
+            parts += [f"Machine: {machine(record)}.", _accuracy(cells)]
+            parts += _times(record["result"])
+    return "\n\n".join(parts) or "Not run."
+
+
+def _accuracy(cells: Any) -> str:
+    rows = []
+    for key, cell in cells.items():
+        if key.startswith("accuracy "):
+            _, name, dtype, method = key.split()
+            at = f"({cell['at'][0]:.2g}, {cell['at'][1]:.2g})"
+            error = f"{cell['error']:.1e}"
+            rows.append([name, dtype, _METHODS[method], error, at, str(cell["not_finite"])])
+    header = ["function", "dtype", "scheme", "largest error", "at (v, x)", "not finite"]
+    return table(header, rows)
+
+
+def _times(result: Any) -> list[str]:
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    for key, cell in result["cells"].items():
+        if key.startswith("time "):
+            _, name, *kind, dtype, n, method = key.split()
+            row = found.setdefault((name, f"{' '.join(kind)}, {dtype}", n), {})
+            row[method] = cell["seconds"]
+    rows = []
+    for (name, kind, n), by_method in found.items():
+        wide = 8 if "float64" in kind else 4
+        floor = (2 if "order" in kind else 3) * wide * int(n) / result["bandwidth"]
+        shown = [f"{1e3 * by_method[m]:.3g}" if m in by_method else "" for m in _METHODS]
+        rows.append([name, kind, f"{int(n):.0e}", *shown, f"{1e3 * floor:.2g}"])
+    header = ["function", "arguments", "elements", *_METHODS.values(), "floor"]
+    return ["Milliseconds:", table(header, rows)] if rows else []
+
+
+def _words(key: str) -> Any:
+    return lambda r: f"{1e3 * r['cells'][key]['seconds']:.3g} ms"
+
+
+def _near_floor(result: Any) -> float:
+    return result["cells"][_LARGE]["seconds"] / (2 * 8 * 1e7 / result["bandwidth"])
+
+
+SPECIAL_CLAIMS = [
+    Claim(
+        "log K of a million mixed arguments takes at most 5 ms in float64",
+        "ours", f"python benchmarks/{NAME}.py", NAME, _words(_MILLION),
+        lambda r: verdict(r["cells"][_MILLION]["seconds"] <= 5e-3), [_MILLION],
+    ),
+    Claim(
+        "log I of ten million arguments and one large order takes at most twice the time of moving "
+        "them, in float64",
+        "ours", f"python benchmarks/{NAME}.py", NAME,
+        lambda r: f"{_near_floor(r):.2f} of the floor",
+        lambda r: verdict(_near_floor(r) <= 2), [_LARGE],
+    ),
+    Claim(
+        "The published scheme of log K keeps 1e-12 for all orders and arguments",
+        "Plesner et al., 2024", f"python benchmarks/{NAME}.py", NAME,
+        lambda r: (
+            f"{r['cells'][_PAPER]['error']:.1e}; ours {r['cells'][_OURS]['error']:.1e}"
+        ),
+        lambda r: verdict(r["cells"][_PAPER]["error"] <= 1e-12), [_PAPER, _OURS],
+    ),
+]  # fmt: skip

@@ -1,0 +1,168 @@
+"""log Bessel functions: accuracy and time beside the published scheme, SciPy and logbesselk.
+
+    python benchmarks/special.py                 # a GPU: 1e6 and 1e7 elements
+    python benchmarks/special.py --small         # a CPU: 1e5
+    python benchmarks/special.py --minutes=3     # begin no cell after them; the same again goes on
+
+The floor is reading both arguments and writing the value at the bandwidth of a copy, measured in
+the same run; SciPy runs on one core, and only where it is installed.
+"""
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from publish_special import ARGUMENTS, DERIVATIVES, NAME, VALUES
+from records import load, store
+
+from jaxlab.special import bessel
+from jaxlab.special.bessel.reference import extended
+
+_FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
+_MINUTES = flags.DEFINE_float("minutes", 30.0, "No cell is begun after these.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of everything.")
+_SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU.")
+_POINTS = 20_000
+
+
+def arguments(kind: str, n: int, dtype: str) -> tuple[Any, np.ndarray]:
+    """Orders, or the one order, and arguments."""
+    rng = np.random.default_rng(5)
+    if kind == ARGUMENTS[1]:
+        return 1023.0, (10 ** rng.uniform(0, 6, n)).astype(dtype)
+    low, high = (-3, 1) if kind == ARGUMENTS[2] else (-2, 4)
+    return tuple((10 ** rng.uniform(low, high, n)).astype(dtype) for _ in range(2))
+
+
+def seconds(run: Callable[[], Any]) -> dict[str, Any]:
+    """The median of all rounds, and the least and the greatest; the first is not counted."""
+    times = []
+    for number in range(-1, _ROUNDS.value):
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        if number >= 0:
+            times.append(time.perf_counter() - began)
+    return {"seconds": statistics.median(times), "spread": [min(times), max(times)]}
+
+
+def compiled(name: str, kind: str, v: Any, x: np.ndarray, method: str) -> Callable[[], Any]:
+    """A call of a function, on the device."""
+    fn = getattr(bessel, name)
+    settings = {"method": method} if name in VALUES else {}
+    x = jnp.asarray(x)
+    if kind == ARGUMENTS[1]:
+        one = jax.jit(lambda x: fn(v, x, **settings))
+        return lambda: one(x)
+    both, v = jax.jit(lambda v, x: fn(v, x, **settings)), jnp.asarray(v)
+    return lambda: both(v, x)
+
+
+def timed(name: str, kind: str, dtype: str, n: int, peer: str) -> dict[str, Any]:
+    """The time of one implementation."""
+    v, x = arguments(kind, n, dtype)
+    if peer in ("auto", "paper"):
+        return seconds(compiled(name, kind, v, x, peer))
+    return seconds(_PEERS[peer](name, v, x))
+
+
+def _scipy(name: str, v: Any, x: np.ndarray) -> Callable[[], Any]:
+    from scipy import special
+
+    scaled, sign = (special.ive, 1) if name == "log_iv" else (special.kve, -1)
+    with np.errstate(all="ignore"):
+        return lambda: np.log(scaled(v, x)) + sign * x
+
+
+def _logbesselk(name: str, v: Any, x: np.ndarray) -> Callable[[], Any]:
+    from logbesselk.jax import log_bessel_k  # pyright: ignore
+
+    fn = jax.jit(jax.vmap(log_bessel_k))
+    v, x = jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape), jnp.asarray(x)
+    return lambda: fn(v, x)
+
+
+_PEERS = {"scipy": _scipy, "logbesselk": _logbesselk}
+
+
+def accuracy(name: str, dtype: str, method: str) -> dict[str, Any]:
+    """Errors over mixed arguments, relative to how far the last digits of those move the value."""
+    rng = np.random.default_rng(6)
+    v, x = ((10 ** rng.uniform(-6, 6, _POINTS)).astype(dtype) for _ in range(2))
+    truth = extended(v, x)
+    kind, settings = name[:6], {"method": method} if name in VALUES else {}
+    value = np.asarray(jax.jit(lambda v, x: getattr(bessel, name)(v, x, **settings))(v, x))
+    exact = truth[name]
+    scale = np.maximum(1, np.abs(exact))
+    if name in VALUES:
+        scale = scale + np.abs(v * truth[f"{kind}_dv"]) + np.abs(x * truth[f"{kind}_dx"])
+    error = (np.abs(value - exact) / scale).astype(float)
+    worst = int(np.nanargmax(error))
+    return {
+        "error": error[worst],
+        "at": [float(v[worst]), float(x[worst])],
+        "not_finite": int(np.sum(~np.isfinite(value))),
+        "points": _POINTS,
+    }
+
+
+def bandwidth(n: int) -> float:
+    """Bytes a second of a copy, read and written."""
+    x = jnp.ones(n, jnp.float64)
+    copy = jax.jit(lambda x: x + 1)
+    return 2 * x.nbytes / seconds(lambda: copy(x))["seconds"]
+
+
+def cells() -> dict[str, Callable[[], dict[str, Any]]]:
+    """By key, in the order in which they are run."""
+    cpu = jax.devices()[0].platform == "cpu"
+    sizes = (100_000,) if _SMALL.value else (1_000_000, 10_000_000)
+    made: dict[str, Callable[[], dict[str, Any]]] = {}
+    for dtype in ("float64", "float32"):
+        for method in ("auto", "paper"):
+            for name in (*VALUES, *(DERIVATIVES if method == "auto" else ())):
+                made[f"accuracy {name} {dtype} {method}"] = lambda a=(name, dtype, method): (
+                    accuracy(*a)
+                )
+    peers = [p for p, there in (("scipy", cpu), ("logbesselk", True)) if there]
+    peers = [p for p in peers if importlib.util.find_spec(p)]
+    for n in sizes:
+        for dtype in ("float64", "float32"):
+            for kind in ARGUMENTS:
+                wanted = [(name, "auto") for name in (*VALUES, *DERIVATIVES)]
+                wanted += [(name, "paper") for name in VALUES]
+                wanted += [(name, "scipy") for name in VALUES if "scipy" in peers]
+                wanted += [("log_kv", "logbesselk")] if "logbesselk" in peers else []
+                for name, peer in wanted:
+                    made[f"time {name} {kind} {dtype} {n} {peer}"] = (
+                        lambda a=(name, kind, dtype, n, peer): timed(*a)
+                    )
+    return made
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing, and stores after every cell."""
+    del argv
+    began = time.perf_counter()
+    name = f"{NAME}-small" if _SMALL.value else NAME
+    with jax.enable_x64(True):
+        result = load(name, _FOLDER.value) or {"cells": {}}
+        result.setdefault("bandwidth", bandwidth(2**22 if _SMALL.value else 2**27))
+        missing = {k: make for k, make in cells().items() if k not in result["cells"]}
+        for number, (key, make) in enumerate(missing.items(), 1):
+            minutes = (time.perf_counter() - began) / 60
+            if minutes > _MINUTES.value:
+                print(f"stopped; {len(missing) - number + 1} cells are missing")
+                return
+            result["cells"][key] = make()
+            store(name, result, _FOLDER.value)
+            print(f"[{number}/{len(missing)}, {minutes:.1f} min] {key}", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
