@@ -197,7 +197,8 @@ def _problem_section(record: Any) -> str:
             continue
         recalled = RECALLED.get(rest[-1]) if rest[0] == "poisson_1d" else None
         chosen = cell["chosen"]
-        milliseconds = 1000 / cell["steps_per_second"] if cell["steps_per_second"] else 0.0
+        # Runs in few calls have no calls left to time behind the first.
+        rate = cell["steps_per_second"]
         rows.append(
             [
                 " ".join(rest),
@@ -205,7 +206,7 @@ def _problem_section(record: Any) -> str:
                 str(cell["steps"]),
                 f"{cell['error']:.2g}",
                 f"{chosen['relative_l2']:.2g} ({chosen['step']})",
-                f"{milliseconds:.1f}",
+                f"{1000 / rate:.1f}" if rate else "",
                 _seconds(cell),
                 f"{recalled:.2g}" if recalled else "",
             ]
