@@ -37,7 +37,8 @@ def arguments(kind: str, n: int, dtype: str) -> tuple[Any, np.ndarray]:
     if kind == ARGUMENTS[1]:
         return 1023.0, (10 ** rng.uniform(0, 6, n)).astype(dtype)
     low, high = (-3, 1) if kind == ARGUMENTS[2] else (-2, 4)
-    return tuple((10 ** rng.uniform(low, high, n)).astype(dtype) for _ in range(2))
+    v, x = (10 ** rng.uniform(low, high, (2, n))).astype(dtype)
+    return v, x
 
 
 def seconds(run: Callable[[], Any]) -> dict[str, Any]:
@@ -55,12 +56,12 @@ def compiled(name: str, kind: str, v: Any, x: np.ndarray, method: str) -> Callab
     """A call of a function, on the device."""
     fn = getattr(bessel, name)
     settings = {"method": method} if name in VALUES else {}
-    x = jnp.asarray(x)
+    placed = jnp.asarray(x)
     if kind == ARGUMENTS[1]:
         one = jax.jit(lambda x: fn(v, x, **settings))
-        return lambda: one(x)
-    both, v = jax.jit(lambda v, x: fn(v, x, **settings)), jnp.asarray(v)
-    return lambda: both(v, x)
+        return lambda: one(placed)
+    both, orders = jax.jit(lambda v, x: fn(v, x, **settings)), jnp.asarray(v)
+    return lambda: both(orders, placed)
 
 
 def timed(name: str, kind: str, dtype: str, n: int, peer: str) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def _logbesselk(name: str, v: Any, x: np.ndarray) -> Callable[[], Any]:
     from logbesselk.jax import log_bessel_k  # pyright: ignore
 
     fn = jax.jit(jax.vmap(log_bessel_k))
-    v, x = jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape), jnp.asarray(x)
-    return lambda: fn(v, x)
+    orders, placed = jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape), jnp.asarray(x)
+    return lambda: fn(orders, placed)
 
 
 _PEERS = {"scipy": _scipy, "logbesselk": _logbesselk}
