@@ -31,7 +31,7 @@ class Task(Protocol):
 
     Attributes:
       quality: the metric that checkpoints and reports are judged by.
-      info: what identifies the data, as JSON.
+      info: what identifies the data, as JSON; its "name" is that in reports.
     """
 
     quality: Quality

@@ -94,7 +94,9 @@ class Pde:
         self._test = [np.linspace(x[0], x[-1], test_points) for x in self._problem.axes]
         known = self._problem.exact is not None
         self.quality = Quality("relative_l2", "min") if known else _BY_CRITERION
+        settings = ", ".join(f"{k}={v}" for k, v in problem.items() if k != "name" and v)
         self.info: dict[str, Any] = {
+            "name": f"{problem['name']}({settings})" if settings else problem["name"],
             "problem": dict(problem),
             "grid": list(self._problem.shape),
             "test_points": test_points,

@@ -12,6 +12,7 @@ from jaxlab.config import base_config
 from jaxlab.core.registry import register
 from jaxlab.gp.pde_problem import make_problem
 from jaxlab.gp.pde_problems import Case
+from jaxlab.report.runs import group_runs, load_runs
 from jaxlab.training.experiment import Experiment
 from jaxlab.training.logging import read_metrics
 from jaxlab.training.run import Run
@@ -112,6 +113,8 @@ def test_solved_values_with_a_users_own_equation(tmp_path):
     with jax.enable_x64(True):
         assert "u" not in jaxlab.load(tmp_path / "model.safetensors")
     assert json.loads((tmp_path / "config.json").read_text())["data_info"]["grid"] == [9]
+    (group,) = group_runs(load_runs([tmp_path]))
+    assert group.title == "pde on test_decay(rate=2.0)"
 
 
 @pytest.mark.parametrize(
