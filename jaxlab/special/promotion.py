@@ -1,0 +1,85 @@
+"""One floating dtype for several arguments, and checks of what is known of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+def promoted(owner: str, **given: Any) -> tuple[list[jax.Array], Any]:
+    """Arguments in the dtype that they are computed in, and the dtype of the result.
+
+    Python's numbers and integers take the dtype of the others. float16 and bfloat16 are computed in
+    float32.
+
+    Args:
+      owner: who asks, for messages.
+      **given: the arguments by name.
+
+    Raises:
+      TypeError: an argument is complex, or no number.
+
+    >>> (x, y), dtype = promoted("doctest", x=1, y=jnp.ones(2, jnp.bfloat16))
+    >>> x.dtype.name, y.shape, dtype.name
+    ('float32', (2,), 'bfloat16')
+    """
+    for name, value in given.items():
+        given[name] = value = value if isinstance(value, int | float) else jnp.asarray(value)
+        dtype = jnp.result_type(value)
+        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+            raise TypeError(f"{owner}: {name} is {dtype}; it must be real")
+    floats = [
+        value
+        for value in given.values()
+        if not isinstance(value, int | float) and jnp.issubdtype(value.dtype, jnp.floating)
+    ]
+    dtype = jnp.dtype(jnp.result_type(*floats) if floats else jnp.result_type(float))
+    return [jnp.asarray(value, computed_in(dtype)) for value in given.values()], dtype
+
+
+def computed_in(dtype: Any) -> Any:
+    """The dtype itself, or float32 for narrower ones."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def check_above(owner: str, least: float, *, strict: bool = False, **given: Any) -> None:
+    """Raises a ValueError for a number below `least`, where the numbers are known.
+
+    Args:
+      owner: who asks.
+      least: the bound.
+      strict: whether the bound itself is too small.
+      **given: the arguments by name; what is traced passes.
+    """
+    for name, value in given.items():
+        if isinstance(value, Tracer):
+            continue
+        numbers = np.asarray(value).astype(np.float64)
+        wrong = numbers <= least if strict else numbers < least
+        if wrong.any():
+            bound = f"above {least:g}" if strict else f"{least:g} or more"
+            raise ValueError(f"{owner}: {name}={numbers[wrong].flat[0]:g} must be {bound}")
+
+
+def check_unit(owner: str, **given: Any) -> None:
+    """Raises a ValueError for rows whose length is not 1, where the numbers are known.
+
+    The tolerance is for rows that a narrower dtype has rounded.
+    """
+    for name, value in given.items():
+        if isinstance(value, Tracer) or not np.size(value):
+            continue
+        # In JAX, so that large arrays stay where they are, and now, even inside of a jit.
+        with jax.ensure_compile_time_eval():
+            array = jnp.asarray(value)
+            array = array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+            norms = jnp.linalg.norm(array.astype(computed_in(array.dtype)), axis=-1)
+            off = float(jnp.max(jnp.abs(norms - 1)))
+        tolerance = max(1e-3, 8 * float(jnp.finfo(array.dtype).eps))
+        if not off <= tolerance:
+            raise ValueError(
+                f"{owner}: {name} has a row whose length differs from 1 by {off:.3g}; nearest: "
+                f"{name} / norm({name})"
+            )

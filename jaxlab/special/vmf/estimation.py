@@ -1,0 +1,140 @@
+"""Maximum-likelihood estimates of the von Mises-Fisher distribution.
+
+Sources: A. Banerjee, I. S. Dhillon, J. Ghosh, S. Sra, "Clustering on the Unit Hypersphere using von
+Mises-Fisher Distributions", JMLR 2005 (where the iteration starts); A. Tanabe, K. Fukumizu, S. Oba,
+T. Takenouchi, S. Ishii, "Parameter estimation for von Mises-Fisher distributions", Computational
+Statistics 2007 (bounds of the solution); S. Sra, "A short note on parameter approximation for von
+Mises-Fisher distributions", Computational Statistics 2012 (Newton steps).
+
+Differs from them: the derivative of A_p is not 1 - A^2 - (p - 1) A / kappa, whose terms cancel
+where kappa is large, but that of the expansion which A itself comes from.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jaxlab.special.promotion import check_above, check_unit, promoted
+from jaxlab.special.vmf.density import Known, mean_resultant, of_dimension
+
+
+def vmf_kappa_from_r(p: Any, r: Any, *, steps: int = 4) -> jax.Array:
+    """The concentration whose mean resultant length is r: `A_p(kappa) = r`.
+
+    A fixed number of Newton steps from Banerjee's approximation, held between Tanabe's bounds. Its
+    derivatives are those of the solution, and not of the iteration. kappa is as well determined as
+    1 - r, so that in float32 an r near 1 leaves it few digits.
+
+    Args:
+      p: dimension, 2 or more: a number or an array.
+      r: mean resultant lengths, broadcast with p.
+      steps: Newton steps; four reach float64.
+
+    Returns:
+      0 at r = 0, inf at r = 1, NaN outside of [0, 1].
+
+    Raises:
+      ValueError: p is known to be below 2, or `steps` is negative.
+
+    >>> f"{vmf_kappa_from_r(2048, 0.5):.2f}"
+    '1365.07'
+    """
+    if steps < 0:
+        raise ValueError(f"vmf_kappa_from_r: steps={steps} is negative; nearest: 0")
+    known, p, r, dtype = of_dimension("vmf_kappa_from_r", p, r)
+    return _kappa(known, steps, p, r).astype(dtype)
+
+
+def vmf_fit(
+    y: Any, weights: Any = None, axis: int = 0, steps: int = 4
+) -> tuple[jax.Array, jax.Array]:
+    """The maximum-likelihood estimate from points on the sphere.
+
+    Args:
+      y: unit vectors (..., p); several fits at once if there are axes besides `axis` and the last.
+      weights: of the points, 0 or more, broadcast to y's shape without its last axis; None is 1
+        for each.
+      axis: the axis of y that runs over the points.
+      steps: Newton steps of `vmf_kappa_from_r`.
+
+    Returns:
+      mu, unit vectors, y's shape without `axis`, and kappa, without the last axis too. Points that
+      are all the same have kappa = inf. Where the mean is 0, or there is no weight, kappa is 0 and
+      mu the first unit vector.
+
+    Raises:
+      ValueError: y has a row that is not of length 1, a weight is negative, or `axis` is the last.
+
+    >>> mu, kappa = vmf_fit(jnp.array([[0.6, 0.8], [0.8, 0.6]]))
+    >>> mu.round(4).tolist(), f"{kappa:.3f}"
+    ([0.7070999741554260, 0.7070999741554260], '50.246')
+    """
+    check_unit("vmf_fit", y=y)
+    given = {} if weights is None else {"weights": weights}
+    check_above("vmf_fit", 0, **given)
+    (y, *rest), dtype = promoted("vmf_fit", y=y, **given)
+    axis = axis % y.ndim
+    if axis == y.ndim - 1:
+        raise ValueError(f"vmf_fit: axis={axis} is that of the coordinates; nearest: {axis - 1}")
+    total = jnp.broadcast_to(rest[0] if rest else jnp.ones((), y.dtype), y.shape[:-1])
+    # Shares, of the largest first: no sum overflows, whatever the scale of the weights.
+    largest = jnp.max(total, axis=axis, keepdims=True)
+    total = total / jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    sums = jnp.sum(total, axis=axis, keepdims=True)
+    share = total / jnp.where(sums > 0, sums, jnp.ones_like(sums))
+    mean = jnp.sum(y * share[..., None], axis=axis)
+    mu, r = direction(mean)
+    p = y.shape[-1]
+    return mu.astype(dtype), _kappa(float(p), steps, jnp.full_like(r, p), r).astype(dtype)
+
+
+def direction(mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Unit vectors along means (..., p), the first of the basis for 0; and lengths, at most 1."""
+    square = jnp.sum(mean * mean, axis=-1)
+    some = square > 0
+    length = jnp.sqrt(jnp.where(some, square, jnp.ones_like(square)))
+    first = jnp.zeros_like(mean).at[..., 0].set(1)
+    mu = jnp.where(some[..., None], mean / length[..., None], first)
+    # Rounding takes the mean of equal points out of the ball.
+    return mu, jnp.where(some, jnp.minimum(length, 1), jnp.zeros_like(square))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
+def _kappa(known: Known, steps: int, p: jax.Array, r: jax.Array) -> jax.Array:
+    inside = (r > 0) & (r < 1)
+    safe = jnp.where(inside, r, jnp.full_like(r, 0.5))
+    over = safe / ((1 - safe) * (1 + safe))
+    low, high = over * (p - 2), over * p
+    resultant = partial(mean_resultant, known, p)
+
+    def newton(_, kappa):
+        found, slope = jax.jvp(resultant, (kappa,), (jnp.ones_like(kappa),))
+        # Where 1 - r is a few ulp, a step is mostly rounding: the bounds keep it in place.
+        return jnp.clip(kappa - (found - safe) / slope, low, high)
+
+    kappa = jax.lax.fori_loop(0, steps, newton, over * (p - safe * safe))
+    edge = jnp.where(r == 1, jnp.full_like(r, jnp.inf), jnp.where(r == 0, r, r * jnp.nan))
+    return jnp.where(inside, kappa, edge)
+
+
+@partial(_kappa.defjvp, symbolic_zeros=True)
+def _kappa_jvp(known, steps, primals, tangents):
+    p, r = primals
+    kappa = _kappa(known, steps, p, r)
+    at_end = kappa == jnp.inf
+    safe = jnp.where(at_end, jnp.ones_like(kappa), kappa)
+    resultant = partial(mean_resultant, known)
+    one, zero = jnp.ones_like(r), jnp.zeros_like(r)
+    _, slope = jax.jvp(resultant, (p, safe), (zero, one))
+    slope = jnp.where(at_end, zero, slope)
+    change = zero
+    if not isinstance(tangents[1], SymbolicZero):
+        change = change + tangents[1] / slope
+    if not isinstance(tangents[0], SymbolicZero):
+        _, of_p = jax.jvp(resultant, (p, safe), (one, zero))
+        change = change - tangents[0] * of_p / slope
+    return kappa, change

@@ -1,0 +1,204 @@
+"""Mixtures of von Mises-Fisher distributions, fitted by expectation maximisation.
+
+Source: A. Banerjee, I. S. Dhillon, J. Ghosh, S. Sra, "Clustering on the Unit Hypersphere using von
+Mises-Fisher Distributions", JMLR 2005 (soft-movMF).
+
+Differs from the source: kappa solves A_p(kappa) = r instead of being approximated, and components
+may be held back by a prior: that many points spread over the sphere, which sum to 0.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.special.promotion import check_above, check_unit, promoted
+from jaxlab.special.vmf.density import log_constant
+from jaxlab.special.vmf.estimation import direction, vmf_kappa_from_r
+
+
+class VmfMixture(NamedTuple):
+    """A mixture of k components on the sphere of p dimensions.
+
+    Attributes:
+      log_weights: (k,), the logarithms of shares that sum to 1; -inf for an empty component.
+      mu: mean directions, unit vectors (k, p).
+      kappa: concentrations (k,), finite.
+    """
+
+    log_weights: jax.Array
+    mu: jax.Array
+    kappa: jax.Array
+
+
+def component_log_prob(y: jax.Array, mu: jax.Array, kappa: jax.Array) -> jax.Array:
+    """Log-densities of every point under every component.
+
+    By one product of matrices: where kappa is above 1 / eps, the rounding of mu.y shows.
+
+    Args:
+      y: unit vectors (n, p), floating, float32 or wider.
+      mu: unit vectors (k, p).
+      kappa: finite concentrations (k,).
+
+    Returns:
+      (n, k).
+    """
+    p = y.shape[-1]
+    constants = log_constant(float(p), True, jnp.full_like(kappa, p), kappa)
+    return constants[None, :] + kappa[None, :] * (y @ mu.T - 1)
+
+
+def vmf_mixture_log_prob(y: Any, mixture: VmfMixture) -> jax.Array:
+    """Logarithm of a mixture's density at points.
+
+    Args:
+      y: unit vectors (n, p).
+      mixture: of k components.
+
+    Returns:
+      (n,).
+
+    >>> one = VmfMixture(jnp.zeros(1), jnp.array([[0.0, 1.0]]), jnp.zeros(1))
+    >>> vmf_mixture_log_prob(jnp.array([[1.0, 0.0]]), one).round(4).tolist()  # -log(2 pi)
+    [-1.8379000425338745]
+    """
+    joint, dtype = _joint("vmf_mixture_log_prob", y, mixture)
+    return jax.nn.logsumexp(joint, axis=-1).astype(dtype)
+
+
+def vmf_mixture_responsibilities(y: Any, mixture: VmfMixture) -> jax.Array:
+    """The probability of every component, given a point: (n, k), rows that sum to 1."""
+    joint, dtype = _joint("vmf_mixture_responsibilities", y, mixture)
+    return jax.nn.softmax(joint, axis=-1).astype(dtype)
+
+
+def vmf_mixture_step(
+    y: Any, mixture: VmfMixture, weights: Any = None, *, prior: float = 0.0
+) -> tuple[VmfMixture, jax.Array]:
+    """One step of EM, a pure function.
+
+    A component that is left without points keeps its direction and concentration, with weight 0.
+    The likelihood has no bound where a component holds one point only: its kappa is then as large
+    as the dtype can tell from infinite, unless there is a prior.
+
+    Args:
+      y: unit vectors (n, p).
+      mixture: of k components.
+      weights: of the points (n,), 0 or more; None is 1 for each.
+      prior: points spread over the sphere that every component holds beside its own.
+
+    Returns:
+      The mixture after the step, and the mean log-likelihood before it.
+
+    Raises:
+      ValueError: y has a row that is not of length 1; a weight or the prior is negative.
+    """
+    owner = "vmf_mixture_step"
+    check_above(owner, 0, prior=prior, **({} if weights is None else {"weights": weights}))
+    check_unit(owner, y=y)
+    joint, dtype = _joint(owner, y, mixture)
+    (y, weight), _ = promoted(owner, y=y, weights=1.0 if weights is None else weights)
+    weight = jnp.broadcast_to(weight, y.shape[:1])
+    likelihood = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
+    share = jnp.exp(joint - likelihood) * weight[:, None]
+    held, total = jnp.sum(share, axis=0), jnp.sum(weight)
+    empty = held <= jnp.finfo(held.dtype).tiny
+    mean = (share.T @ y) / jnp.where(empty, jnp.ones_like(held), held + prior)[:, None]
+    mu, r = direction(mean)
+    found = vmf_kappa_from_r(y.shape[-1], jnp.minimum(r, below_one(r.dtype)))
+    new = VmfMixture(
+        jnp.log(held / total),
+        jnp.where(empty[:, None], mixture.mu.astype(y.dtype), mu),
+        jnp.where(empty, mixture.kappa.astype(y.dtype), found),
+    )
+    mean_likelihood = jnp.sum(likelihood[:, 0] * weight) / total
+    return jax.tree.map(lambda x: x.astype(dtype), new), mean_likelihood.astype(dtype)
+
+
+def vmf_mixture_init(key: jax.Array, y: Any, components: int) -> VmfMixture:
+    """A mixture to start from: equal weights, directions of points, one concentration.
+
+    The points are drawn one after the other, each with probability proportional to its distance
+    1 - cosine from the nearest one drawn before (k-means++, D. Arthur and S. Vassilvitskii, 2007,
+    on the sphere). The concentration is that of all points together.
+
+    Args:
+      key: of the draws.
+      y: unit vectors (n, p).
+      components: how many, 1 to n.
+
+    Raises:
+      ValueError: fewer than one component, or more than points.
+    """
+    (y,), dtype = promoted("vmf_mixture_init", y=y)
+    if not 1 <= components <= len(y):
+        raise ValueError(
+            f"vmf_mixture_init: components={components} must be in [1, {len(y)}], the points"
+        )
+    keys = jax.random.split(key, components)
+
+    def draw(distance, key):
+        row = y[jax.random.categorical(key, jnp.log(distance))]
+        left = jnp.minimum(distance, jnp.maximum(1 - y @ row, 0))
+        # Where all points have been met, any may be drawn again.
+        return jnp.where(jnp.any(left > 0), left, jnp.ones_like(left)), row
+
+    _, mu = jax.lax.scan(draw, jnp.full(y.shape[:1], 2.0, y.dtype), keys)
+    _, r = direction(jnp.mean(y, axis=0))
+    kappa = vmf_kappa_from_r(y.shape[-1], jnp.minimum(r, below_one(r.dtype)))
+    log_weights = jnp.full((components,), -jnp.log(components), y.dtype)
+    start = VmfMixture(log_weights, mu, jnp.broadcast_to(kappa, (components,)))
+    return jax.tree.map(lambda x: x.astype(dtype), start)
+
+
+def vmf_mixture_fit(
+    key: jax.Array,
+    y: Any,
+    components: int,
+    *,
+    iterations: int = 50,
+    weights: Any = None,
+    prior: float = 0.0,
+) -> tuple[VmfMixture, jax.Array]:
+    """Fits a mixture by a fixed number of EM steps from `vmf_mixture_init`.
+
+    Args:
+      key: of the start.
+      y: unit vectors (n, p).
+      components: how many.
+      iterations: steps of EM.
+      weights: of the points (n,), 0 or more; None is 1 for each.
+      prior: as in `vmf_mixture_step`.
+
+    Returns:
+      The mixture, and the mean log-likelihood before every step: (iterations,). Without a prior it
+      never falls, but for rounding.
+
+    Raises:
+      ValueError: as `vmf_mixture_step` and `vmf_mixture_init`.
+
+    >>> y = jnp.array([[0.0, 1.0], [0.6, 0.8], [-1.0, 0.0], [-0.8, 0.6]])
+    >>> mixture, trace = vmf_mixture_fit(jax.random.key(0), y, 2, iterations=5)
+    >>> mixture.mu.shape, trace.shape, bool(trace[-1] >= trace[0])
+    ((2, 2), (5,), True)
+    """
+    check_unit("vmf_mixture_fit", y=y)
+    start = vmf_mixture_init(key, y, components)
+
+    def step(mixture, _):
+        return vmf_mixture_step(y, mixture, weights, prior=prior)
+
+    return jax.lax.scan(step, start, length=iterations)
+
+
+def below_one(dtype: Any) -> float:
+    """The largest mean resultant length that a fit may have and keep a finite concentration."""
+    return 1 - 4 * float(jnp.finfo(dtype).eps)
+
+
+def _joint(owner: str, y: Any, mixture: VmfMixture) -> tuple[jax.Array, Any]:
+    """Log weight + log density, (n, k), and the dtype of results."""
+    (y, *parts), dtype = promoted(owner, y=y, **mixture._asdict())
+    log_weights, mu, kappa = parts
+    return log_weights[None, :] + component_log_prob(y, mu, kappa), dtype
