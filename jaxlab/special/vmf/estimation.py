@@ -69,8 +69,8 @@ def vmf_fit(
       ValueError: y has a row that is not of length 1, a weight is negative, or `axis` is the last.
 
     >>> mu, kappa = vmf_fit(jnp.array([[0.6, 0.8], [0.8, 0.6]]))
-    >>> mu.round(4).tolist(), f"{kappa:.3f}"
-    ([0.7070999741554260, 0.7070999741554260], '50.246')
+    >>> f"{mu[0]:.4f}, {mu[1]:.4f}, {kappa:.2f}"
+    '0.7071, 0.7071, 50.00'
     """
     check_unit("vmf_fit", y=y)
     given = {} if weights is None else {"weights": weights}
