@@ -30,6 +30,7 @@ from publish_nm import NM_CLAIMS
 from publish_numerics import NUMERICS_CLAIMS
 from publish_second_order import SECOND_ORDER_CLAIMS
 from publish_special import SPECIAL_CLAIMS, bessel_page
+from publish_vmf import VMF_CLAIMS
 from second_order_page import second_order_page
 
 
@@ -279,6 +280,7 @@ BLOCKS = {
         + GPHM_CLAIMS
         + KRON_CLAIMS
         + SPECIAL_CLAIMS
+        + VMF_CLAIMS
     ),
     "docs/nm_language_model.md": language_model_page,
     "docs/low_rank_digits.md": low_rank_page,

@@ -1,0 +1,101 @@
+"""What is claimed of von Mises-Fisher fits, and how their stored results are judged."""
+
+from typing import Any
+
+from claim import Claim, spread, verdict
+from vmf_page import group, in_errors, single
+
+
+def _fits(result: Any) -> list[Any]:
+    return [cell for seeds in group(result, "fit").values() for cell in seeds]
+
+
+def _worst_error(result: Any, which: str) -> float:
+    return max(
+        in_errors(cell, float(kappa), which)
+        for (_, kappa), seeds in group(result, "fit").items()
+        for cell in seeds
+    )
+
+
+def _digits(result: Any, components: str) -> dict[str, list[Any]]:
+    found = group(result, "digits")
+    return {p: seeds for (p, count), seeds in found.items() if count == components}
+
+
+def _against_centroid(result: Any) -> str:
+    return "; ".join(
+        f"p = {p}: accuracy {spread(c['accuracy'] for c in seeds)}, nearest centroid "
+        f"{spread(c['centroid_accuracy'] for c in seeds)}"
+        for p, seeds in _digits(result, "1").items()
+    )
+
+
+_SHARES = (0.39, 0.24, 0.09, 0.0)
+_RUN = ("python benchmarks/vmf_fit.py", "vmf_fit")
+VMF_CLAIMS = [
+    Claim(
+        "A fit in 2048, 8192 and 32768 dimensions succeeds at every concentration from 100 to 1e5, "
+        "where the same with scipy's Bessel functions fails for most",
+        "Plesner et al., 2024", *_RUN,
+        lambda r: f"scipy fails in {sum(c['scipy'] is None for c in _fits(r))} of "
+        f"{len(_fits(r))} fits, ours in none",
+        lambda r: verdict(
+            2 * sum(c["scipy"] is None for c in _fits(r)) > len(_fits(r))
+            and all(0 < c["ours"] < float("inf") for c in _fits(r))
+        ),
+    ),
+    Claim(
+        "The ratio of scipy's Bessel functions is finite for 39, 24, 9 and 0 % of concentrations "
+        "from 0.01 to 1e6 in 2048, 8192, 32768 and 131072 dimensions (to 1 point), ours for all",
+        "ours", *_RUN,
+        lambda r: "scipy " + ", ".join(f"{c['scipy']:.1%}" for c in single(r, "ratio").values())
+        + "; ours " + ", ".join(f"{c['ours']:.0%}" for c in single(r, "ratio").values()),
+        lambda r: verdict(
+            all(
+                abs(c["scipy"] - share) <= 0.01
+                for c, share in zip(single(r, "ratio").values(), _SHARES, strict=True)
+            )
+            and all(c["ours"] == 1 for c in single(r, "ratio").values())
+        ),
+    ),
+    Claim(
+        "The fit's likelihood is at least that of Banerjee's approximation in every cell",
+        "ours", *_RUN,
+        lambda r: f"gained, by point: {min(c['gain'] for c in _fits(r)):.1e} to "
+        f"{max(c['gain'] for c in _fits(r)):.1e} nats",
+        lambda r: verdict(min(c["gain"] for c in _fits(r)) >= 0),
+    ),
+    Claim(
+        "The fitted concentration is within 3 standard errors of the true one in every cell "
+        "(500 points)",
+        "ours", *_RUN,
+        lambda r: f"largest error {_worst_error(r, 'ours'):.0f} standard errors: with more "
+        "dimensions than points the mean is long by chance, and maximum likelihood biased; with "
+        f"the mean direction known, {_worst_error(r, 'known_mean'):.1f}",
+        lambda r: verdict(_worst_error(r, "ours") < 3),
+    ),
+    Claim(
+        "Every log-likelihood of held-out digits is finite in 2048, 8192 and 32768 dimensions",
+        "ours", *_RUN,
+        lambda r: "finite: " + ", ".join(
+            f"{min(c['finite'] for c in seeds):.0%} (p = {p})"
+            for p, seeds in _digits(r, "1").items()
+        ),
+        lambda r: verdict(
+            all(c["finite"] == 1 for seeds in _digits(r, "1").values() for c in seeds)
+        ),
+    ),
+    Claim(
+        "One distribution a class classifies digits in random dimensions better than the nearest "
+        "centroid by cosine",
+        "ours", *_RUN,
+        _against_centroid,
+        lambda r: verdict(
+            all(
+                sum(c["accuracy"] - c["centroid_accuracy"] for c in seeds) > 0
+                for seeds in _digits(r, "1").values()
+            )
+        ),
+    ),
+]  # fmt: skip
