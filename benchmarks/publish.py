@@ -30,7 +30,7 @@ from publish_nm import NM_CLAIMS
 from publish_numerics import NUMERICS_CLAIMS
 from publish_second_order import SECOND_ORDER_CLAIMS
 from publish_special import SPECIAL_CLAIMS, bessel_page
-from publish_vmf import VMF_CLAIMS
+from publish_vmf import VMF_CLAIMS, vmf_facts
 from second_order_page import second_order_page
 
 
@@ -238,7 +238,7 @@ def claims_facts(config: str) -> dict[str, str]:
 
 
 # Of configs that another benchmark than claims.py runs.
-FACTS = {"monarch_python_source": reverse_facts, **GPHM_FACTS}
+FACTS = {"monarch_python_source": reverse_facts, "vmf_digits": vmf_facts, **GPHM_FACTS}
 
 
 def with_config_facts(text: str, config: str) -> str:
