@@ -34,13 +34,18 @@ def gig_log_prob(x: Any, p: Any, a: Any, b: Any) -> jax.Array:
     '-0.9189'
     """
     (x, p, a, b), dtype = _arguments("gig_log_prob", x=x, p=p, a=a, b=b)
+    return _log_density(x, p, a, b).astype(dtype)
+
+
+@jax.jit
+def _log_density(x: jax.Array, p: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     omega, eta = jnp.sqrt(a) * jnp.sqrt(b), jnp.sqrt(b / a)
     inside = (x > 0) & (x < jnp.inf)
     z = jnp.where(inside, x / eta, jnp.ones_like(x))
     constant = jnp.log(2 * eta) + log_kve(p, omega)
     density = (p - 1) * jnp.log(z) - omega * ((z - 1) / z) * (z - 1) / 2 - constant
     outside = jnp.where(jnp.isnan(x), x, jnp.full_like(x, -jnp.inf))
-    return jnp.where(inside, density, outside).astype(dtype)
+    return jnp.where(inside, density, outside)
 
 
 def gig_mean(p: Any, a: Any, b: Any) -> jax.Array:
@@ -75,6 +80,7 @@ def gig_variance(p: Any, a: Any, b: Any) -> jax.Array:
     return (b / a * up * (_order_above(p + 1, omega) - up)).astype(dtype)
 
 
+@jax.jit
 def _order_above(p: jax.Array, omega: jax.Array) -> jax.Array:
     """`K_{p+1} / K_p`, for orders of any sign."""
     upward = p >= 0

@@ -75,6 +75,12 @@ def _log_matern(owner: str, r: Any, nu: Any, ell: Any) -> tuple[jax.Array, Any]:
     check_above(owner, 0, strict=True, nu=nu, ell=ell)
     (r, nu, ell), dtype = promoted(owner, r=r, nu=nu, ell=ell)
     r, nu, ell = jnp.broadcast_arrays(r / ell, nu, jnp.ones_like(ell))
+    return _at_any_distance(r, nu, ell), dtype
+
+
+@jax.jit
+def _at_any_distance(r: jax.Array, nu: jax.Array, ell: jax.Array) -> jax.Array:
+    """Of r in length scales; all of one shape and dtype."""
     large = nu > _LARGE[jnp.finfo(nu.dtype).bits]
     smooth = nu == jnp.inf
     away = r == jnp.inf
@@ -86,7 +92,7 @@ def _log_matern(owner: str, r: Any, nu: Any, ell: Any) -> tuple[jax.Array, Any]:
     found = jnp.where(large, _expanded(above, r), _direct(below, jnp.sqrt(2 * below) * r))
     found = jnp.where(smooth, -r * r / 2, found)
     found = jnp.where(away, jnp.full_like(r, -jnp.inf), found)
-    return jnp.where(legal, found, jnp.full_like(r, jnp.nan)), dtype
+    return jnp.where(legal, found, jnp.full_like(r, jnp.nan))
 
 
 def _expanded(nu: jax.Array, r: jax.Array) -> jax.Array:

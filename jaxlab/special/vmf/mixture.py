@@ -97,9 +97,19 @@ def vmf_mixture_step(
     owner = "vmf_mixture_step"
     check_above(owner, 0, prior=prior, **({} if weights is None else {"weights": weights}))
     check_unit(owner, y=y)
-    joint, dtype = _joint(owner, y, mixture)
-    (y, weight), _ = promoted(owner, y=y, weights=1.0 if weights is None else weights)
+    (y, weight, *parts), dtype = promoted(
+        owner, y=y, weights=1.0 if weights is None else weights, **mixture._asdict()
+    )
     weight = jnp.broadcast_to(weight, y.shape[:1])
+    new = _step(y, weight, VmfMixture(*parts), jnp.asarray(prior, y.dtype))
+    return jax.tree.map(lambda x: x.astype(dtype), new)
+
+
+@jax.jit
+def _step(
+    y: jax.Array, weight: jax.Array, mixture: VmfMixture, prior: jax.Array
+) -> tuple[VmfMixture, jax.Array]:
+    joint = mixture.log_weights[None, :] + component_log_prob(y, mixture.mu, mixture.kappa)
     likelihood = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
     share = jnp.exp(joint - likelihood) * weight[:, None]
     held, total = jnp.sum(share, axis=0), jnp.sum(weight)
@@ -109,11 +119,10 @@ def vmf_mixture_step(
     found = vmf_kappa_from_r(y.shape[-1], jnp.minimum(r, below_one(r.dtype)))
     new = VmfMixture(
         jnp.log(held / total),
-        jnp.where(empty[:, None], mixture.mu.astype(y.dtype), mu),
-        jnp.where(empty, mixture.kappa.astype(y.dtype), found),
+        jnp.where(empty[:, None], mixture.mu, mu),
+        jnp.where(empty, mixture.kappa, found),
     )
-    mean_likelihood = jnp.sum(likelihood[:, 0] * weight) / total
-    return jax.tree.map(lambda x: x.astype(dtype), new), mean_likelihood.astype(dtype)
+    return new, jnp.sum(likelihood[:, 0] * weight) / total
 
 
 def vmf_mixture_init(key: jax.Array, y: Any, components: int) -> VmfMixture:
