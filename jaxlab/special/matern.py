@@ -8,17 +8,18 @@ beyond any floating-point number, and so are the logarithms large that must canc
 uniform expansion of K is divided by its own limit at s = 0 first.
 """
 
-from fractions import Fraction
-from functools import cache
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import digamma, gammaln
 
 from jaxlab.special.bessel import kv_ratio, log_kv, log_kv_dv, log_kve
+from jaxlab.special.bessel.debye import debye_polynomials, debye_sum
 from jaxlab.special.promotion import check_above, promoted
 
 # Of the expansion, by the bits of the dtype: its terms, and the order above which they suffice.
@@ -73,24 +74,33 @@ def order_below(nu: jax.Array, s: jax.Array) -> jax.Array:
 
 def _log_matern(owner: str, r: Any, nu: Any, ell: Any) -> tuple[jax.Array, Any]:
     check_above(owner, 0, strict=True, nu=nu, ell=ell)
+    known = None if isinstance(nu, Tracer) else np.asarray(nu)
     (r, nu, ell), dtype = promoted(owner, r=r, nu=nu, ell=ell)
+    sides = (False, True)
+    if known is not None:
+        large = known.astype(nu.dtype).ravel() > _LARGE[jnp.finfo(nu.dtype).bits]
+        sides = tuple(side for side in sides if side in large)
+    return _at_any_distance(sides, r, nu, ell), dtype
+
+
+@partial(jax.jit, static_argnums=0)
+def _at_any_distance(
+    sides: tuple[bool, ...], r: jax.Array, nu: jax.Array, ell: jax.Array
+) -> jax.Array:
+    """All of one dtype; `sides`: whether some orders may not be large, or may be."""
     r, nu, ell = jnp.broadcast_arrays(r / ell, nu, jnp.ones_like(ell))
-    return _at_any_distance(r, nu, ell), dtype
-
-
-@jax.jit
-def _at_any_distance(r: jax.Array, nu: jax.Array, ell: jax.Array) -> jax.Array:
-    """Of r in length scales; all of one shape and dtype."""
     large = nu > _LARGE[jnp.finfo(nu.dtype).bits]
     smooth = nu == jnp.inf
     away = r == jnp.inf
     legal = (r >= 0) & (nu > 0) & (ell > 0)
     r = jnp.where(away, jnp.ones_like(r), r)
-    fifty = jnp.full_like(nu, 50)
-    above = jnp.where(large & ~smooth, nu, fifty)
-    below = jnp.where(large, jnp.ones_like(nu), nu)
-    found = jnp.where(large, _expanded(above, r), _direct(below, jnp.sqrt(2 * below) * r))
-    found = jnp.where(smooth, -r * r / 2, found)
+    found = -r * r / 2
+    if True in sides:
+        above = jnp.where(large & ~smooth, nu, jnp.full_like(nu, 50))
+        found = jnp.where(smooth, found, _expanded(above, r))
+    if False in sides:
+        below = jnp.where(large, jnp.ones_like(nu), nu)
+        found = jnp.where(large, found, _direct(below, jnp.sqrt(2 * below) * r))
     found = jnp.where(away, jnp.full_like(r, -jnp.inf), found)
     return jnp.where(legal, found, jnp.full_like(r, jnp.nan))
 
@@ -102,32 +112,10 @@ def _expanded(nu: jax.Array, r: jax.Array) -> jax.Array:
     h = jnp.hypot(jnp.ones_like(nu), slant)
     over = slant * (slant / (1 + h))
     lead = nu * (jnp.log1p(over / 2) - over) - jnp.log1p(over) / 2
-    return lead + _log_sum(nu * h, 1 / (h * h)) - _log_sum(nu, jnp.ones_like(nu))
-
-
-def _log_sum(p: jax.Array, q: jax.Array) -> jax.Array:
-    """`log sum_k W_k(q) (-1 / p)^k`, the expansion of K_v behind its leading term."""
-    total = jnp.zeros_like(p)
-    for polynomial in reversed(_polynomials(_TERMS[jnp.finfo(p.dtype).bits])[1:]):
-        w = jnp.full_like(q, float(polynomial[-1]))
-        for coefficient in reversed(polynomial[:-1]):
-            w = w * q + float(coefficient)
-        total = (total + w) * (-1 / p)
-    return jnp.log1p(total)
-
-
-@cache
-def _polynomials(terms: int) -> tuple[tuple[Fraction, ...], ...]:
-    """W_0 .. W_terms, where Debye's u_k(t) is t^k W_k(t^2), by their recurrence."""
-    found: list[tuple[Fraction, ...]] = [(Fraction(1),)]
-    for k in range(terms):
-        new = [Fraction(0)] * (k + 2)
-        for j, c in enumerate(found[-1]):
-            power = k + 2 * j
-            new[j] += c * (Fraction(power, 2) + Fraction(1, 8 * (power + 1)))
-            new[j + 1] -= c * (Fraction(power, 2) + Fraction(5, 8 * (power + 3)))
-        found.append(tuple(new))
-    return tuple(found)
+    polynomials = debye_polynomials(_TERMS[jnp.finfo(nu.dtype).bits])
+    at_distance = debye_sum(1 / (h * h), -1 / (nu * h), polynomials)
+    at_zero = debye_sum(jnp.ones_like(nu), -1 / nu, polynomials)
+    return lead + jnp.log1p(at_distance) - jnp.log1p(at_zero)
 
 
 @jax.custom_jvp

@@ -26,7 +26,7 @@ def direction(seed, p):
     return jnp.asarray(x / np.linalg.norm(x), jnp.float32)
 
 
-def three_clusters(per=60, p=12, kappa=200.0):
+def three_clusters(per=60, p=64, kappa=600.0):
     axes = jnp.eye(p)[:3]
     y = vmf_sample(jax.random.key(1), axes, kappa, (per,))
     return y.reshape(-1, p), axes
@@ -82,7 +82,7 @@ def test_em_never_lowers_the_likelihood_and_finds_the_clusters():
         cosines = mixture.mu @ axes.astype(jnp.float64).T
     assert sorted(np.argmax(cosines, axis=1)) == [0, 1, 2]
     np.testing.assert_allclose(jnp.exp(mixture.log_weights), 1 / 3, atol=1e-3)
-    np.testing.assert_allclose(mixture.kappa, 200, rtol=0.2)
+    np.testing.assert_allclose(mixture.kappa, 600, rtol=0.2)
 
 
 def test_one_component_is_the_fit_in_one_step():

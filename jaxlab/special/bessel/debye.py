@@ -6,7 +6,7 @@ so they have no singularity at v = 0, where they are Hankel's expansions: one fo
 """
 
 from fractions import Fraction
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -35,6 +35,35 @@ def debye_polynomials(terms: int) -> tuple[tuple[Fraction, ...], ...]:
     return tuple(found)
 
 
+@cache
+def slopes_along_x(terms: int) -> tuple[tuple[Fraction, ...], ...]:
+    """C_0 .. C_terms, where d/dx W_k(q) p^-k = -s C_k(q) p^-(k+1), s = x / p.
+
+    >>> [str(c) for c in slopes_along_x(1)[1]]
+    ['1/8', '-5/8']
+    """
+    # C_k = k W_k + 2 q W_k'.
+    return tuple(
+        tuple(c * (k + 2 * j) for j, c in enumerate(w))
+        for k, w in enumerate(debye_polynomials(terms))
+    )
+
+
+@cache
+def slopes_along_v(terms: int) -> tuple[tuple[Fraction, ...], ...]:
+    """B_0 .. B_terms, where d/dv W_k(q) p^-k = c B_k(q) p^-(k+1), c = v / p.
+
+    >>> [str(c) for c in slopes_along_v(1)[1]]
+    ['-13/24', '5/8']
+    """
+    # B_k = -k W_k + 2 (1 - q) W_k' = 2 W_k' - C_k.
+    found = []
+    for w, along in zip(debye_polynomials(terms), slopes_along_x(terms), strict=True):
+        slope = (*(2 * (j + 1) * c for j, c in enumerate(w[1:])), Fraction(0))
+        found.append(tuple(a - b for a, b in zip(slope, along, strict=True)))
+    return tuple(found)
+
+
 class Polar(NamedTuple):
     """A point (v, x) as p = hypot(v, x), c = v / p and s = x / p."""
 
@@ -53,7 +82,8 @@ def polar(v: jax.Array, x: jax.Array) -> Polar:
     large, small = jnp.maximum(v, x), jnp.minimum(v, x)
     ratio = small / large
     root = jnp.sqrt(1 + ratio * ratio)
-    along, across = 1 / root, ratio / root
+    along = 1 / root
+    across = ratio * along
     return Polar(large * root, jnp.where(v > x, along, across), jnp.where(v > x, across, along))
 
 
@@ -84,11 +114,15 @@ def _secant_jvp(primals, tangents):
 @jax.custom_jvp
 def asinh_ratio(v: jax.Array, x: jax.Array) -> jax.Array:
     """asinh(v / x), also where the quotient overflows."""
-    limit = 1 / jnp.finfo(v.dtype).eps
-    z = jnp.minimum(v / x, limit)
-    near = jnp.log1p(z + z * z / (1 + jnp.sqrt(1 + z * z)))
-    far = jnp.log(jnp.maximum(v, x)) - jnp.log(x) + np.log(2).astype(v.dtype)
-    return jnp.where(v < limit * x, near, far)
+    _, c, s = polar(v, x)
+    # (v + p - x) / x, with no difference; asinh(v / x) = log1p of it.
+    over = (v / x) * (1 + c / (1 + s))
+    # Where v / x may overflow, it is the logarithm of 2 v / x, whose exponents are apart.
+    far = v > float(2.0 ** (jnp.finfo(v.dtype).maxexp - 24)) * x
+    (v, of_v), (x, of_x) = jnp.frexp(v), jnp.frexp(x)
+    shift = (of_v - of_x).astype(v.dtype) * np.log(2).astype(v.dtype)
+    found = jnp.log1p(jnp.where(far, 2 * (v / x) - 1, over))
+    return jnp.where(far, shift + found, found)
 
 
 @asinh_ratio.defjvp
@@ -99,17 +133,27 @@ def _asinh_ratio_jvp(primals, tangents):
     return asinh_ratio(v, x), dv / p - c * (dx / x)
 
 
-def log_sum(v: jax.Array, x: jax.Array, sign: int, terms: int) -> jax.Array:
-    """`log sum_k W_k(q) (sign / p)^k`: what the expansion adds to its leading term."""
-    p, c, _ = polar(v, x)
-    q, step = c * c, sign / p
-    total = jnp.zeros_like(p)
-    for polynomial in reversed(debye_polynomials(terms)[1:]):
+def debye_sum(
+    q: jax.Array, step: jax.Array, polynomials: tuple[tuple[Fraction, ...], ...]
+) -> jax.Array:
+    """`sum_k P_k(q) step^k` for k from 1.
+
+    Args:
+      q: in [0, 1].
+      step: of q's shape and dtype.
+      polynomials: P_0, which is left out, to the last.
+
+    >>> total = debye_sum(jnp.array(1.0), jnp.array(-0.1), debye_polynomials(3))
+    >>> print(f"{total:.6f}")  # Stirling's series
+    0.008365
+    """
+    total = jnp.zeros_like(q)
+    for polynomial in reversed(polynomials[1:]):
         w = jnp.full_like(q, float(polynomial[-1]))
         for coefficient in reversed(polynomial[:-1]):
             w = w * q + float(coefficient)
         total = (total + w) * step
-    return jnp.log1p(total)
+    return total
 
 
 def log_uniform(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool) -> jax.Array:
@@ -126,26 +170,30 @@ def log_uniform(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool)
     Returns:
       Of v's shape and dtype.
     """
-    p, c, _ = polar(v, x)
+    p, c, s = polar(v, x)
     rest = v * asinh_ratio(v, x)
     # sqrt(v^2 + x^2) - x
-    eta = (c * (v / (1 + x / p)) if scaled else p) - rest
+    eta = (c * (v / (1 + s)) if scaled else p) - rest
     factor = np.log(2 * np.pi) if sign > 0 else np.log(2 / np.pi)
-    lead = -(jnp.log(p) + factor.astype(p.dtype)) / 2
-    return sign * eta + lead + log_sum(v, x, sign, terms)
+    total = 1 + debye_sum(c * c, sign / p, debye_polynomials(terms))
+    # One logarithm of both: what is lost below 1 would be lost to the others' sum.
+    return sign * eta - (jnp.log(p / (total * total)) + factor.astype(p.dtype)) / 2
 
 
 def uniform_dx(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool) -> jax.Array:
     """The derivative of `log_uniform` with respect to x, as smooth as it is itself."""
     p, c, s = polar(v, x)
-    slope = partial(log_sum, v, sign=sign, terms=terms)
-    _, of_sum = jax.jvp(lambda x: slope(x=x), (x,), (jnp.ones_like(x),))
+    q, step = c * c, sign / p
+    total = 1 + debye_sum(q, step, debye_polynomials(terms))
+    of_sum = debye_sum(q, step, slopes_along_x(terms)) / total
     eta = c * (c * secant(v, x)) / (1 + s) if scaled else secant(v, x)
-    return sign * eta - s / (2 * p) + of_sum
+    return sign * eta - s / p * (0.5 + of_sum)
 
 
 def uniform_dv(v: jax.Array, x: jax.Array, sign: int, terms: int) -> jax.Array:
     """The derivative of `log_uniform` with respect to v."""
     p, c, _ = polar(v, x)
-    _, of_sum = jax.jvp(lambda v: log_sum(v, x, sign, terms), (v,), (jnp.ones_like(v),))
-    return -sign * asinh_ratio(v, x) - c / (2 * p) + of_sum
+    q, step = c * c, sign / p
+    total = 1 + debye_sum(q, step, debye_polynomials(terms))
+    of_sum = debye_sum(q, step, slopes_along_v(terms)) / total
+    return -sign * asinh_ratio(v, x) - c / p * (0.5 - of_sum)

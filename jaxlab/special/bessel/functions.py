@@ -21,6 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxlab.special.bessel import regions
 from jaxlab.special.bessel.published import published_log
 from jaxlab.special.bessel.regions import SCHEMES, Function
+from jaxlab.special.promotion import promoted
 
 Method = Literal["auto", "paper"]
 _INF = float("inf")
@@ -31,7 +32,8 @@ def log_iv(v: Any, x: Any, *, method: Method = "auto") -> jax.Array:
 
     Elementwise; v and x are broadcast. float16 and bfloat16 are computed in float32. Twice
     differentiable in both arguments, forwards and backwards; where the order is a number or an
-    array that is known outside of tracing and large, nothing but the large expansion is computed.
+    array that is known outside of tracing and large, nothing but the uniform expansion is computed,
+    with as few terms as suffice.
 
     Args:
       v: real orders, 0 or more; NaN for others.
@@ -48,7 +50,7 @@ def log_iv(v: Any, x: Any, *, method: Method = "auto") -> jax.Array:
     >>> f"{log_iv(1023.0, 500.0):.3f}"  # I itself is below 1e-157
     '-363.478'
     """
-    return _evaluate("log_iv", _value, Function(1, False, False), v, x, method)
+    return _evaluate("log_iv", _value, Function(1, False, 0), v, x, method)
 
 
 def log_kv(v: Any, x: Any, *, method: Method = "auto") -> jax.Array:
@@ -65,7 +67,7 @@ def log_kv(v: Any, x: Any, *, method: Method = "auto") -> jax.Array:
     >>> f"{log_kv(0.5, 2.0):.4f}, {np.log(np.pi / 4) / 2 - 2:.4f}"
     '-2.1208, -2.1208'
     """
-    return _evaluate("log_kv", _value, Function(-1, False, False), v, x, method)
+    return _evaluate("log_kv", _value, Function(-1, False, 0), v, x, method)
 
 
 def log_ive(v: Any, x: Any) -> jax.Array:
@@ -74,12 +76,12 @@ def log_ive(v: Any, x: Any) -> jax.Array:
     >>> float(log_ive(0.0, 1e6) + np.log(2 * np.pi * 1e6) / 2) < 1e-6
     True
     """
-    return _evaluate("log_ive", _value, Function(1, True, False), v, x)
+    return _evaluate("log_ive", _value, Function(1, True, 0), v, x)
 
 
 def log_kve(v: Any, x: Any) -> jax.Array:
     """`log_kv(v, x) + x`, without the sum where x is large; as `log_kv`."""
-    return _evaluate("log_kve", _value, Function(-1, True, False), v, x)
+    return _evaluate("log_kve", _value, Function(-1, True, 0), v, x)
 
 
 def log_iv_dx(v: Any, x: Any) -> jax.Array:
@@ -90,12 +92,12 @@ def log_iv_dx(v: Any, x: Any) -> jax.Array:
     >>> round(float(log_iv_dx(0.5, 2.0)), 5)
     0.78731
     """
-    return _evaluate("log_iv_dx", _dx, Function(1, False, False), v, x)
+    return _evaluate("log_iv_dx", _dx, Function(1, False, 0), v, x)
 
 
 def log_kv_dx(v: Any, x: Any) -> jax.Array:
     """The derivative of `log_kv` with respect to x: `K_v'(x) / K_v(x)`; -inf at x = 0."""
-    return _evaluate("log_kv_dx", _dx, Function(-1, False, False), v, x)
+    return _evaluate("log_kv_dx", _dx, Function(-1, False, 0), v, x)
 
 
 def log_iv_dv(v: Any, x: Any) -> jax.Array:
@@ -103,12 +105,12 @@ def log_iv_dv(v: Any, x: Any) -> jax.Array:
 
     At v = 0 and large x it is exponentially small, and 0 is returned.
     """
-    return _evaluate("log_iv_dv", _dv, Function(1, False, False), v, x)
+    return _evaluate("log_iv_dv", _dv, Function(1, False, 0), v, x)
 
 
 def log_kv_dv(v: Any, x: Any) -> jax.Array:
     """The derivative of `log_kv` with respect to the order; 0 at v = 0."""
-    return _evaluate("log_kv_dv", _dv, Function(-1, False, False), v, x)
+    return _evaluate("log_kv_dv", _dv, Function(-1, False, 0), v, x)
 
 
 def iv_ratio(v: Any, x: Any) -> jax.Array:
@@ -121,8 +123,8 @@ def iv_ratio(v: Any, x: Any) -> jax.Array:
     >>> round(float(iv_ratio(1023.0, 1365.0667)), 4)  # mean resultant length, in 2048 dimensions
     0.5
     """
-    v, x = _arguments("iv_ratio", v, x)
-    return 1 / (log_iv_dx(v + 1, x) + (v + 1) / x)
+    v, x, dtype = _arguments("iv_ratio", v, x)
+    return (1 / (log_iv_dx(v + 1, x) + (v + 1) / x)).astype(dtype)
 
 
 def kv_ratio(v: Any, x: Any) -> jax.Array:
@@ -131,8 +133,8 @@ def kv_ratio(v: Any, x: Any) -> jax.Array:
     >>> f"{kv_ratio(0.5, 2.0):.4f}"  # 1 + 1 / x
     '1.5000'
     """
-    v, x = _arguments("kv_ratio", v, x)
-    return v / x - log_kv_dx(v, x)
+    v, x, dtype = _arguments("kv_ratio", v, x)
+    return (v / x - log_kv_dx(v, x)).astype(dtype)
 
 
 def _evaluate(
@@ -147,30 +149,19 @@ def _evaluate(
     if evaluate is None:
         raise ValueError(f"{owner}: method={method!r}; valid: auto, paper")
     orders = None if isinstance(v, Tracer) else np.asarray(v)
-    v, x = _arguments(owner, v, x)
-    dtype = v.dtype
-    if dtype.name not in SCHEMES:
-        v, x = v.astype(jnp.float32), x.astype(jnp.float32)
+    v, x, dtype = _arguments(owner, v, x)
     v = jnp.abs(v) if f.sign < 0 else v
     if orders is not None and orders.size:
         smallest = np.min(np.abs(orders) if f.sign < 0 else orders)
-        f = f._replace(large=bool(smallest > SCHEMES[v.dtype.name].boundary))
+        f = f._replace(terms=SCHEMES[v.dtype.name].terms_above(float(smallest)))
     return evaluate(f, v, x).astype(dtype)
 
 
-def _arguments(owner: str, v: Any, x: Any) -> tuple[jax.Array, jax.Array]:
-    """Both, broadcast, in one floating dtype; Python's numbers and integers take the other's."""
-    given = {"v": v, "x": x}
-    for name, value in given.items():
-        given[name] = value = value if isinstance(value, int | float) else jnp.asarray(value)
-        dtype = jnp.result_type(value)
-        real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-        if not real:
-            raise TypeError(f"{owner}: {name} is {dtype}; it must be real")
-    floats = [a for a in given.values() if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
-    dtype = jnp.result_type(*floats) if floats else jnp.result_type(float)
-    v, x = jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in given.values()))
-    return v, x
+def _arguments(owner: str, v: Any, x: Any) -> tuple[jax.Array, jax.Array, Any]:
+    """Both, broadcast, in the dtype that is computed in, and the dtype of the result."""
+    arrays, dtype = promoted(owner, v=v, x=x)
+    v, x = jnp.broadcast_arrays(*arrays)
+    return v, x, dtype
 
 
 # The rules of differentiation. A tangent that is known to be zero is left out, because the
@@ -185,6 +176,7 @@ def _total(primals: Any, tangents: Any, *partials: Callable[..., jax.Array]) -> 
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)  # a call outside of jit is one program, too
 def _value(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     zero = jnp.zeros_like(v)
     at_zero = jnp.where(v > 0, zero - _INF, zero) if f.sign > 0 else zero + _INF
@@ -199,6 +191,7 @@ def _value_jvp(f, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
 def _published(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     zero = jnp.zeros_like(v)
     at_zero = jnp.where(v > 0, zero - _INF, zero) if f.sign > 0 else zero + _INF
@@ -213,6 +206,7 @@ def _published_jvp(f, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
 def _dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     zero = jnp.zeros_like(v)
     shift = f.sign if f.scaled else 0
@@ -227,6 +221,7 @@ def _dx_jvp(f, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
 def _dv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     zero = jnp.zeros_like(v)
     at_zero = zero - _INF if f.sign > 0 else jnp.where(v > 0, zero + _INF, zero)
@@ -238,17 +233,20 @@ def _dv_jvp(f, primals, tangents):
     return _dv(f, *primals), _total(primals, tangents, partial(_dvv, f), partial(_dxdv, f))
 
 
+@partial(jax.jit, static_argnums=0)
 def _dxx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     zero = jnp.zeros_like(v)
     at_zero = jnp.where(v > 0, zero - _INF, zero + 0.5) if f.sign > 0 else zero + _INF
     return _over_edges(regions.dxx, f, v, x, at_zero, zero, zero - f.sign * _INF)
 
 
+@partial(jax.jit, static_argnums=0)
 def _dxdv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     zero = jnp.zeros_like(v)
     return _over_edges(regions.dxdv, f, v, x, zero + f.sign * _INF, zero, zero)
 
 
+@partial(jax.jit, static_argnums=0)
 def _dvv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     zero = jnp.zeros_like(v)
     return _over_edges(regions.dvv, f, v, x, zero, zero, zero)

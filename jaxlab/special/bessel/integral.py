@@ -18,6 +18,7 @@ from jaxlab.special.bessel.zeta import even_coefficients, horner, log_gamma_1p, 
 
 # Nodes that share one pair of exponentials; the other nodes' are products.
 _BLOCK = 8
+_NEWTON_STEPS = 6
 
 
 class _Nodes(NamedTuple):
@@ -82,11 +83,17 @@ def _nodes(v: jax.Array, x: jax.Array, cut: float, nodes: int) -> _Nodes:
     right = jnp.log1p(2 * cut / p) + 1
     # To the left it falls like e^(-v d) first, or reaches t = 0, where it is even.
     left = jnp.minimum((cut + p) / jnp.maximum(v, 1 / cut), jnp.log((cut + p) / down))
-    for _ in range(6):
-        grown, decayed = up * jnp.exp(right), down * jnp.exp(-right)
+
+    def newton(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        right, left = ends
+        grown, decayed = up * jnp.exp(right), down / jnp.exp(right)
         right = right - (grown + decayed - p - v * right - cut) / (grown - decayed - v)
-        grown, decayed = down * jnp.exp(left), up * jnp.exp(-left)
+        grown, decayed = down * jnp.exp(left), up / jnp.exp(left)
         left = left - (grown + decayed - p + v * left - cut) / (grown - decayed + v)
+        return right, left
+
+    # A loop, because most of the time of compiling was that of six copies.
+    right, left = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, (right, left))
     left = -jnp.minimum(left, top)
     return _Nodes(left, (right - left) / nodes, top)
 

@@ -21,25 +21,31 @@ class Scheme(NamedTuple):
     """What the accuracy of a dtype needs.
 
     Attributes:
-      boundary: of hypot(v, x), above which the uniform expansion holds.
-      terms: of the uniform expansion.
+      expansion: by rising hypot(v, x), above which so many terms of the uniform expansion suffice;
+        below the first it does not hold.
       series: terms of the power series.
       nodes: intervals of the trapezoidal rule.
       cut: the integrand is left out below e^-cut of its maximum.
       tiny: x below which K is its limit.
     """
 
-    boundary: float
-    terms: int
+    expansion: tuple[tuple[float, int], ...]
     series: int
     nodes: int
     cut: float
     tiny: float
 
+    def terms_above(self, least: float) -> int:
+        """Terms of the expansion where hypot(v, x) is above `least`; 0 where it may not hold."""
+        return next((terms for p, terms in reversed(self.expansion) if least > p), 0)
 
+
+# The next terms of the expansion are together below 1e-16, and 1e-8, for every q; the first
+# boundary is where the error of values is that of rounding.
+_FAR = ((25.0, 14), (86.0, 8), (210.0, 6), (1180.0, 4), (90_200.0, 2))
 SCHEMES = {
-    "float64": Scheme(25.0, 14, 46, 96, 40.0, 1e-8),
-    "float32": Scheme(15.0, 6, 30, 48, 17.0, 1e-4),
+    "float64": Scheme(_FAR, 46, 96, 40.0, 1e-8),
+    "float32": Scheme(((15.0, 6), (31.0, 4), (195.0, 2)), 30, 48, 17.0, 1e-4),
 }
 
 
@@ -49,12 +55,13 @@ class Function(NamedTuple):
     Attributes:
       sign: 1 for log I, -1 for log K.
       scaled: whether x is taken from log I or added to log K.
-      large: whether hypot(v, x) is known to be above the boundary everywhere.
+      terms: of the uniform expansion, where hypot(v, x) is known to be large enough for so many
+        everywhere, so that nothing else is needed; 0 where it is not known.
     """
 
     sign: int
     scaled: bool
-    large: bool
+    terms: int
 
 
 def value(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
@@ -69,7 +76,7 @@ def value(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
         found = near[f.sign](v, x)
         return found - f.sign * x if f.scaled else found
 
-    return _chosen(f, v, x, lambda v, x: log_uniform(v, x, f.sign, s.terms, f.scaled), small)
+    return _chosen(f, v, x, lambda v, x: log_uniform(v, x, f.sign, _terms(f, s), f.scaled), small)
 
 
 def dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
@@ -80,7 +87,7 @@ def dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
         found = _small_dx(f, v, x)
         return found - f.sign if f.scaled else found
 
-    return _chosen(f, v, x, lambda v, x: uniform_dx(v, x, f.sign, s.terms, f.scaled), small)
+    return _chosen(f, v, x, lambda v, x: uniform_dx(v, x, f.sign, _terms(f, s), f.scaled), small)
 
 
 def dv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
@@ -90,7 +97,7 @@ def dv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
         1: lambda v, x: series.series_dv(v, x, s.series),
         -1: lambda v, x: _integral_or_limit(v, x, s, integral.integral_dv, integral.small_dv),
     }
-    return _chosen(f, v, x, lambda v, x: uniform_dv(v, x, f.sign, s.terms), near[f.sign])
+    return _chosen(f, v, x, lambda v, x: uniform_dv(v, x, f.sign, _terms(f, s)), near[f.sign])
 
 
 def dxx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
@@ -98,7 +105,7 @@ def dxx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     s = _scheme(v)
 
     def far(v: jax.Array, x: jax.Array) -> jax.Array:
-        return _along(lambda x: uniform_dx(v, x, f.sign, s.terms, f.scaled), x)
+        return _along(lambda x: uniform_dx(v, x, f.sign, _terms(f, s), f.scaled), x)
 
     def small(v: jax.Array, x: jax.Array) -> jax.Array:
         # From the differential equation, which is the same for both functions. Where x is much
@@ -114,7 +121,7 @@ def dxdv(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     s = _scheme(v)
 
     def far(v: jax.Array, x: jax.Array) -> jax.Array:
-        return _along(lambda v: uniform_dx(v, x, f.sign, s.terms, f.scaled), v)
+        return _along(lambda v: uniform_dx(v, x, f.sign, _terms(f, s), f.scaled), v)
 
     return _chosen(f, v, x, far, lambda v, x: _along(lambda v: _small_dx(f, v, x), v))
 
@@ -132,13 +139,12 @@ def _small_dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _chosen(f: Function, v: jax.Array, x: jax.Array, far: Piece, near: Piece) -> jax.Array:
-    large = polar(v, x).p > _scheme(v).boundary
+    if f.terms:
+        return far(v, x)
+    large = polar(v, x).p > _scheme(v).expansion[0][0]
     # Inside of either piece, where the other is chosen.
-    away = jnp.full_like(v, 30.0)
+    away, one = jnp.full_like(v, 30.0), jnp.ones_like(v)
     found = far(jnp.where(large, v, away), jnp.where(large, x, away))
-    if f.large:
-        return found
-    one = jnp.ones_like(v)
     return jnp.where(large, found, near(jnp.where(large, one, v), jnp.where(large, one, x)))
 
 
@@ -152,6 +158,10 @@ def _integral_or_limit(
 
 def _along(fn: Callable[[jax.Array], jax.Array], at: jax.Array) -> jax.Array:
     return jax.jvp(fn, (at,), (jnp.ones_like(at),))[1]
+
+
+def _terms(f: Function, s: Scheme) -> int:
+    return f.terms or s.expansion[0][1]
 
 
 def _scheme(v: jax.Array) -> Scheme:

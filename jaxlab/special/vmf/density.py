@@ -87,16 +87,21 @@ def vmf_log_prob(y: Any, mu: Any, kappa: Any) -> jax.Array:
     """
     check_unit("vmf_log_prob", y=y, mu=mu)
     (y, mu, kappa), dtype = promoted("vmf_log_prob", y=y, mu=mu, kappa=kappa)
+    _check_dimension("vmf_log_prob", np.broadcast_shapes(y.shape, mu.shape)[-1])
+    return _log_prob(y, mu, kappa).astype(dtype)
+
+
+@jax.jit
+def _log_prob(y: jax.Array, mu: jax.Array, kappa: jax.Array) -> jax.Array:
     y, mu = jnp.broadcast_arrays(y, mu)
     half_square = jnp.sum((y - mu) ** 2, axis=-1) / 2
     half_square, kappa = jnp.broadcast_arrays(half_square, kappa)
     p = y.shape[-1]
-    _check_dimension("vmf_log_prob", p)
     scaled = log_constant(float(p), True, jnp.full_like(kappa, p), kappa)
     finite = kappa < jnp.inf
     spread = jnp.where(finite, kappa, jnp.ones_like(kappa)) * half_square
     at_end = jnp.where(half_square > 0, jnp.full_like(kappa, -jnp.inf), scaled)
-    return jnp.where(finite, scaled - spread, at_end).astype(dtype)
+    return jnp.where(finite, scaled - spread, at_end)
 
 
 def vmf_entropy(p: Any, kappa: Any) -> jax.Array:
@@ -110,9 +115,14 @@ def vmf_entropy(p: Any, kappa: Any) -> jax.Array:
     '2.5310'
     """
     known, p, kappa, dtype = of_dimension("vmf_entropy", p, kappa)
+    return _entropy(known, p, kappa).astype(dtype)
+
+
+@partial(jax.jit, static_argnums=0)
+def _entropy(known: Known, p: jax.Array, kappa: jax.Array) -> jax.Array:
     finite = jnp.where(kappa < jnp.inf, kappa, jnp.ones_like(kappa))
     spread = finite * resultant_gap(known, p, finite)
-    return (spread - log_constant(known, True, p, kappa)).astype(dtype)
+    return spread - log_constant(known, True, p, kappa)
 
 
 def vmf_kl_divergence(mu: Any, kappa: Any, other_mu: Any, other_kappa: Any) -> jax.Array:
@@ -139,16 +149,21 @@ def vmf_kl_divergence(mu: Any, kappa: Any, other_mu: Any, other_kappa: Any) -> j
     (mu, k, other_mu, other_k), dtype = promoted(
         owner, mu=mu, kappa=kappa, other_mu=other_mu, other_kappa=other_kappa
     )
-    p = mu.shape[-1]
-    _check_dimension(owner, p)
+    _check_dimension(owner, np.broadcast_shapes(mu.shape, other_mu.shape)[-1])
+    return _divergence(mu, k, other_mu, other_k).astype(dtype)
+
+
+@jax.jit
+def _divergence(mu: jax.Array, k: jax.Array, other_mu: jax.Array, other_k: jax.Array) -> jax.Array:
     mu, other_mu = jnp.broadcast_arrays(mu, other_mu)
     half_square = jnp.sum((mu - other_mu) ** 2, axis=-1) / 2
     half_square, k, other_k = jnp.broadcast_arrays(half_square, k, other_k)
+    p = mu.shape[-1]
     known, dims = float(p), jnp.full_like(k, p)
     constants = log_constant(known, True, dims, k) - log_constant(known, True, dims, other_k)
     gap = resultant_gap(known, dims, k)
     turned = other_k * mean_resultant(known, dims, k) * half_square
-    return (constants - (k - other_k) * gap + turned).astype(dtype)
+    return constants - (k - other_k) * gap + turned
 
 
 def of_dimension(owner: str, p: Any, x: Any) -> tuple[Known, jax.Array, jax.Array, Any]:

@@ -80,15 +80,20 @@ def vmf_fit(
     if axis == y.ndim - 1:
         raise ValueError(f"vmf_fit: axis={axis} is that of the coordinates; nearest: {axis - 1}")
     total = jnp.broadcast_to(rest[0] if rest else jnp.ones((), y.dtype), y.shape[:-1])
+    mu, kappa = _fit(axis, steps, y, total)
+    return mu.astype(dtype), kappa.astype(dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _fit(axis: int, steps: int, y: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:
     # Shares, of the largest first: no sum overflows, whatever the scale of the weights.
     largest = jnp.max(total, axis=axis, keepdims=True)
     total = total / jnp.where(largest > 0, largest, jnp.ones_like(largest))
     sums = jnp.sum(total, axis=axis, keepdims=True)
     share = total / jnp.where(sums > 0, sums, jnp.ones_like(sums))
-    mean = jnp.sum(y * share[..., None], axis=axis)
-    mu, r = direction(mean)
+    mu, r = direction(jnp.sum(y * share[..., None], axis=axis))
     p = y.shape[-1]
-    return mu.astype(dtype), _kappa(float(p), steps, jnp.full_like(r, p), r).astype(dtype)
+    return mu, _kappa(float(p), steps, jnp.full_like(r, p), r)
 
 
 def direction(mean: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,6 +7,7 @@ Differs from the source: kappa solves A_p(kappa) = r instead of being approximat
 may be held back by a prior: that many points spread over the sphere, which sum to 0.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -109,7 +110,7 @@ def vmf_mixture_step(
 def _step(
     y: jax.Array, weight: jax.Array, mixture: VmfMixture, prior: jax.Array
 ) -> tuple[VmfMixture, jax.Array]:
-    joint = mixture.log_weights[None, :] + component_log_prob(y, mixture.mu, mixture.kappa)
+    joint = _joint_of(y, mixture)
     likelihood = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
     share = jnp.exp(joint - likelihood) * weight[:, None]
     held, total = jnp.sum(share, axis=0), jnp.sum(weight)
@@ -145,6 +146,12 @@ def vmf_mixture_init(key: jax.Array, y: Any, components: int) -> VmfMixture:
         raise ValueError(
             f"vmf_mixture_init: components={components} must be in [1, {len(y)}], the points"
         )
+    start = _start(components, key, y)
+    return jax.tree.map(lambda x: x.astype(dtype), start)
+
+
+@partial(jax.jit, static_argnums=0)
+def _start(components: int, key: jax.Array, y: jax.Array) -> VmfMixture:
     keys = jax.random.split(key, components)
 
     def draw(distance, key):
@@ -157,8 +164,7 @@ def vmf_mixture_init(key: jax.Array, y: Any, components: int) -> VmfMixture:
     _, r = direction(jnp.mean(y, axis=0))
     kappa = vmf_kappa_from_r(y.shape[-1], jnp.minimum(r, below_one(r.dtype)))
     log_weights = jnp.full((components,), -jnp.log(components), y.dtype)
-    start = VmfMixture(log_weights, mu, jnp.broadcast_to(kappa, (components,)))
-    return jax.tree.map(lambda x: x.astype(dtype), start)
+    return VmfMixture(log_weights, mu, jnp.broadcast_to(kappa, (components,)))
 
 
 def vmf_mixture_fit(
@@ -209,5 +215,10 @@ def below_one(dtype: Any) -> float:
 def _joint(owner: str, y: Any, mixture: VmfMixture) -> tuple[jax.Array, Any]:
     """Log weight + log density, (n, k), and the dtype of results."""
     (y, *parts), dtype = promoted(owner, y=y, **mixture._asdict())
-    log_weights, mu, kappa = parts
-    return log_weights[None, :] + component_log_prob(y, mu, kappa), dtype
+    return _joint_of(y, VmfMixture(*parts)), dtype
+
+
+@jax.jit
+def _joint_of(y: jax.Array, mixture: VmfMixture) -> jax.Array:
+    densities = component_log_prob(y, mixture.mu, mixture.kappa)
+    return mixture.log_weights[None, :] + densities
