@@ -30,8 +30,9 @@ from publish_nm import NM_CLAIMS
 from publish_numerics import NUMERICS_CLAIMS
 from publish_second_order import SECOND_ORDER_CLAIMS
 from publish_special import SPECIAL_CLAIMS, bessel_page
-from publish_vmf import VMF_CLAIMS, vmf_facts
+from publish_vmf import VMF_CLAIMS, docstrings_facts, vmf_facts
 from second_order_page import second_order_page
+from vmf_page import vmf_page
 
 
 def qualities(result: Any, variant: str, form: str = "finalized") -> list[float]:
@@ -238,7 +239,12 @@ def claims_facts(config: str) -> dict[str, str]:
 
 
 # Of configs that another benchmark than claims.py runs.
-FACTS = {"monarch_python_source": reverse_facts, "vmf_digits": vmf_facts, **GPHM_FACTS}
+FACTS = {
+    "monarch_python_source": reverse_facts,
+    "vmf_digits": vmf_facts,
+    "vmf_docstrings": docstrings_facts,
+    **GPHM_FACTS,
+}
 
 
 def with_config_facts(text: str, config: str) -> str:
@@ -292,6 +298,7 @@ BLOCKS = {
     "docs/gphm.md": gphm_page,
     "docs/kron.md": kron_page,
     "docs/special/bessel.md": bessel_page,
+    "docs/special/vmf.md": vmf_page,
     "README.md": readme_table,
 }
 

@@ -2,13 +2,13 @@
 
     python benchmarks/vmf_fit.py            # run what is missing, and store after every cell
     python benchmarks/vmf_fit.py --mixture=2048,100,100000   # EM: dimensions, components, points
-    python benchmarks/vmf_fit.py --page     # write the stored tables into the page
 
 Three parts. Points drawn in p dimensions at a known concentration are fitted: by `vmf_fit`, by
 Newton's method on ratios of `scipy.special.ive`, and by Banerjee's approximation. On a grid of
 concentrations it is counted where scipy's ratio is finite. Digits in random dimensions are
-classified by `configs/vmf_digits.py`, one distribution a class and then four. All but the digits
-is in float64.
+classified by `configs/vmf_digits.py`, one distribution a class and then four, and modules by their
+docstrings by `configs/vmf_docstrings.py`, where the encoder's files are there. All but these is in
+float64.
 """
 
 import argparse
@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from records import load, store
-from vmf_page import write_page
 
-from configs.vmf_digits import get_config
+from configs import vmf_digits, vmf_docstrings
+from jaxlab.config import Config
+from jaxlab.interop.bert import minilm_folder
 from jaxlab.special.vmf import (
     vmf_fit,
     vmf_kappa_from_r,
@@ -99,8 +100,18 @@ def likelihood_gain(p: int, r: float, start: float, end: float) -> float:
 
 
 def digits_cell(dim: int, components: int, seed: int) -> dict[str, Any]:
-    """The config's run, in float32: its held-out metrics."""
-    config = get_config(f"dim={dim},components={components},seed={seed}").to_dict()
+    """A run of configs/vmf_digits.py."""
+    return config_cell(vmf_digits.get_config(f"dim={dim},components={components},seed={seed}"))
+
+
+def docstrings_cell(modules: int, components: int) -> dict[str, Any]:
+    """A run of configs/vmf_docstrings.py."""
+    return config_cell(vmf_docstrings.get_config(f"modules={modules},components={components}"))
+
+
+def config_cell(made: Config) -> dict[str, Any]:
+    """A config's run, in float32: its held-out metrics."""
+    config, seed = made.to_dict(), made.seed
     task = build_task(config)
     params = jax.jit(task.init)(jax.random.key(seed))
     step = jax.jit(
@@ -162,19 +173,22 @@ def cells(mixture: tuple[int, ...]) -> dict[str, tuple[Callable[..., Any], tuple
             for seed in range(SEEDS):
                 name = f"digits {dim} {components} {seed}"
                 found[name] = (digits_cell, (dim, components, seed), False)
+    try:
+        minilm_folder()
+    except FileNotFoundError as reason:
+        print(f"without embeddings of docstrings: {reason}")
+        return found
+    for components in (1, 2):
+        found[f"docstrings 10 {components} 0"] = (docstrings_cell, (10, components), False)
     return found
 
 
 def main() -> None:
-    """Runs the cells that are not stored yet, or writes the page."""
+    """Runs the cells that are not stored yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--page", action="store_true", help="write the page from stored results")
     parser.add_argument("--mixture", default="2048,20,2000", help="dimensions,components,points")
     parser.add_argument("--folder", default="", help="where to store; empty is benchmarks/results")
     args = parser.parse_args()
-    if args.page:
-        write_page()
-        return
     result = load(NAME, args.folder) or {"points": POINTS, "cells": {}}
     todo = cells(tuple(int(part) for part in args.mixture.split(",")))
     for i, (name, (function, arguments, wide)) in enumerate(todo.items()):

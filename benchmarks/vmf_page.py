@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from claim import ROOT, machine, spread, stored
-from numerics_page import table, with_content
-
-PAGE = ROOT / "docs" / "special" / "vmf.md"
+from claim import machine, spread, stored
+from numerics_page import table
 
 
 def group(result: Any, kind: str) -> dict[tuple[str, ...], list[Any]]:
@@ -53,27 +51,25 @@ def _fits(result: Any) -> str:
     return table(head, rows)
 
 
-def _digits(result: Any) -> str:
+def _classes(result: Any, kind: str, of: str, outside: str) -> str:
     rows = [
         [
-            dim,
+            number,
             components,
             spread(cell["accuracy"] for cell in seeds),
             spread(cell["centroid_accuracy"] for cell in seeds),
             spread(cell["outside_auroc"] for cell in seeds),
             f"{min(cell['finite'] for cell in seeds):.0%}",
         ]
-        for (dim, components), seeds in group(result, "digits").items()
+        for (number, components), seeds in group(result, kind).items()
     ]
-    head = [
-        "p", "components a class", "accuracy", "nearest centroid", "AUROC, permuted pixels",
-        "finite",
-    ]  # fmt: skip
+    head = [of, "components a class", "accuracy", "nearest centroid", f"AUROC, {outside}", "finite"]
     return table(head, rows)
 
 
-def content(record: Any) -> str:
-    """All tables of a stored result."""
+def vmf_page() -> str:
+    """What stands between the markers of the page."""
+    record = stored("vmf_fit")[0]
     result = record["result"]
     ratios = [
         [p, f"{c['scipy']:.0%}", f"{c['ours']:.0%}"] for p, c in single(result, "ratio").items()
@@ -96,7 +92,9 @@ def content(record: Any) -> str:
             "finite:",
             table(["p", "scipy", "here"], ratios),
             "Digits in random dimensions, mean and deviation over 3 draws of the features:",
-            _digits(result),
+            _classes(result, "digits", "p", "permuted pixels"),
+            "Modules of the standard library by embeddings of docstrings, 384 dimensions:",
+            _classes(result, "docstrings", "modules", "code"),
             "Mixtures by EM in float32, 20 steps:",
             table(
                 ["p", "components", "points", "mean log-likelihood", "clusters found", "finite"],
@@ -104,10 +102,3 @@ def content(record: Any) -> str:
             ),
         ]
     )
-
-
-def write_page() -> None:
-    """Rewrites the page from what is stored, the CPU's results."""
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(with_content(text, content(stored("vmf_fit")[0])), encoding="utf-8")
-    print(f"rewritten: {PAGE.relative_to(ROOT)}")

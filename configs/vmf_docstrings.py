@@ -5,9 +5,10 @@ environment variable JAXLAB_MINILM names their folder.
 
 Claim: every log-likelihood is finite, and code is less likely than docstrings.
 Command: python train.py --config=configs/vmf_docstrings.py
-Wall time, 2 CPU cores: not run
+Wall time, 2 CPU cores: 19 s besides starting (shared machine)
 Wall time, one H100: not run
-Result: not run
+Result: modules = 10 accuracy 0.6684, finite 100%;
+  (1 seed)
 """
 
 from jaxlab.config import Config, base_config

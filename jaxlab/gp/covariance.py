@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxlab.core.registry import suggest
 from jaxlab.gp.spectral import ENVELOPES, is_uniform, spectral_kernel, toeplitz
+from jaxlab.special.matern import matern as matern_of_any_smoothness
 
 AxisParams: TypeAlias = dict[str, jax.Array]
 
@@ -59,9 +60,7 @@ def matern(z: jax.Array, length: jax.typing.ArrayLike, nu: float) -> jax.Array:
         raise ValueError(f"matern: nu={nu} must be positive; nearest: 0.5")
     length = jnp.asarray(length, z.dtype)
     if nu not in _CLOSED:
-        from jaxlab.special.matern import matern as any_nu  # pyright: ignore[reportMissingImports]
-
-        return any_nu(jnp.abs(z), nu, length)
+        return matern_of_any_smoothness(jnp.abs(z), nu, length)
     return _CLOSED[nu](jnp.abs(z) * (2 * nu) ** 0.5 / length)
 
 
