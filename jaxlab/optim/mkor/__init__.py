@@ -7,14 +7,14 @@ Source: M. Mozaffari, S. Li, Z. Zhang, M. Mehri Dehnavi, "MKOR: momentum-enabled
 from jaxlab.optim.mkor.eva import scale_by_eva
 from jaxlab.optim.mkor.factors import precondition, sherman_morrison, stabilise
 from jaxlab.optim.mkor.hybrid import Hybrid
+from jaxlab.optim.mkor.tapped import Tap, tap, tapped_conv, tapped_dense
 from jaxlab.optim.mkor.taps import (
-    Tap,
     attach_taps,
     init_taps,
     merge_stats,
     second_order,
     stats_to_vectors,
-    tap,
+    unused,
     value_grad_stats,
 )
 from jaxlab.optim.mkor.transform import MkorState, mkor, scale_by_mkor
@@ -35,5 +35,8 @@ __all__ = [
     "stabilise",
     "stats_to_vectors",
     "tap",
+    "tapped_conv",
+    "tapped_dense",
+    "unused",
     "value_grad_stats",
 ]

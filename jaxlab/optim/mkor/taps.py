@@ -1,150 +1,16 @@
-"""Taps: the means of a layer's inputs and of the gradients at its outputs, as gradients.
-
-A tap is an argument that no value depends on. The derivative rule of `tap` makes the sums of the
-rows its cotangent, so that jit, scan, remat, vmap, weight sharing, accumulation over parts of a
-batch and sharding treat the sums as they treat gradients.
-"""
+"""Taps of a model: which of its kernels have one, and the statistics that come out."""
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxlab.core.collect import replaced
-from jaxlab.core.convolution import Convolution
 from jaxlab.core.lifecycle import matrices
 from jaxlab.core.match import first_match, leaf_paths
-from jaxlab.core.matrix import Matrix, matmul, matrix
-from jaxlab.core.observe import Wrapped
-
-
-class Tap(NamedTuple):
-    """The sums of a layer's rows, in float32.
-
-    Attributes:
-      a: (..., n + 1), of the inputs, and how many there were.
-      g: (..., o), of the loss's gradients at the outputs.
-    """
-
-    a: jax.Array
-    g: jax.Array
-
-
-@jax.custom_vjp
-def tap(
-    x: jax.Array, y: jax.Array, ta: jax.Array, tg: jax.Array, weight: jax.Array | None = None
-) -> jax.Array:
-    """The identity on `y`; the cotangents of `ta` and `tg` are sums over all leading axes.
-
-    For a loss that is the mean over rows, the sum of the gradients of the loss is the mean of the
-    gradients of its terms; of a layer with a bias it is the bias's gradient.
-
-    Args:
-      x: (..., n), the layer's inputs.
-      y: (..., o), its outputs.
-      ta: (n + 1,), whose cotangent is the sum of x, and the number of rows.
-      tg: (o,), whose cotangent is the sum of y's cotangent.
-      weight: of the rows of x, broadcast from their first axes; 0 leaves one out. None is 1.
-
-    >>> x, w = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.ones((2, 1))
-    >>> loss = lambda ta, tg: jnp.mean(tap(x, x @ w, ta, tg))
-    >>> [g.tolist() for g in jax.grad(loss, (0, 1))(jnp.zeros(3), jnp.zeros(1))]
-    [[4.0, 6.0, 2.0], [1.0]]
-    """
-    return y
-
-
-def _forward(x, y, ta, tg, weight):
-    return y, (x, ta, tg, weight)
-
-
-def _backward(saved, dy):
-    x, ta, tg, weight = saved
-    leading = tuple(range(x.ndim - 1))
-    ones = jnp.ones(x.shape[:-1], ta.dtype)
-    if weight is not None:
-        each = weight.astype(ta.dtype)
-        ones = jnp.broadcast_to(
-            each.reshape(each.shape + (1,) * (x.ndim - 1 - each.ndim)), x.shape[:-1]
-        )
-        x = x.astype(ta.dtype) * ones[..., None]
-    # vmap adds up cotangents that depend on the mapped axis only, and a count alone would not.
-    rows = jnp.sum(jnp.where(x[..., 0] > 0, ones, ones))
-    sums = jnp.sum(x, axis=leading, dtype=ta.dtype)
-    slopes = jnp.sum(dy, axis=leading, dtype=tg.dtype)
-    return None, dy, jnp.append(sums, rows), slopes, None
-
-
-tap.defvjp(_forward, _backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def tap_windows(
-    convolve: Callable[[jax.Array, jax.Array], jax.Array],
-    x: jax.Array,
-    y: jax.Array,
-    one: jax.Array,
-    ta: jax.Array,
-    tg: jax.Array,
-) -> jax.Array:
-    """As `tap`, where the rows are the windows of a convolution, which is not written as rows.
-
-    Args:
-      convolve: (x, kernel) -> outputs, channels last.
-      x: (B, ..., channels), the convolution's input.
-      y: (..., o), its outputs.
-      one: zeros, a kernel of one output and n entries.
-      ta: (n + 1,), in whose cotangent windows have the order of the kernel's entries.
-      tg: (o,).
-    """
-    return y
-
-
-def _windows_forward(convolve, x, y, one, ta, tg):
-    return y, (x, one, ta, tg)
-
-
-def _windows_backward(convolve, saved, dy):
-    x, one, ta, tg = saved
-    # All is linear in x, and the sum of a convolution's windows is the gradient of the sum of its
-    # outputs: no window is written down, and only the sum of the images is convolved.
-    image = jnp.sum(x, axis=0, keepdims=True, dtype=ta.dtype)
-    with jax.default_matmul_precision("highest"):
-        outputs, pull = jax.vjp(lambda w: convolve(image, w), one.astype(ta.dtype))
-        (windows,) = pull(jnp.ones_like(outputs))
-    each = jnp.full_like(outputs, x.shape[0])
-    rows = jnp.sum(jnp.where(outputs > 0, each, each))  # as in `_backward`
-    slopes = jnp.sum(dy, axis=tuple(range(dy.ndim - 1)), dtype=tg.dtype)
-    return None, dy, None, jnp.append(windows.reshape(-1), rows), slopes
-
-
-tap_windows.defvjp(_windows_forward, _windows_backward)
-
-
-@matrix()
-class Tapped(Wrapped):
-    """Another matrix or array, whose rows' sums leave the model as the gradient of `tap`."""
-
-    tap: Tap
-    weight: jax.Array | None
-
-    def rmatmul(self, x: jax.Array) -> jax.Array:
-        """`x @ base`, tapped."""
-        # An array multiplies as it would without a tap, in whatever dtype that gives.
-        base = self.base
-        y = matmul(x, base) if isinstance(base, Matrix) else x @ base
-        return tap(x, y, *self.tap, self.weight)
-
-    def convolve(self, x: jax.Array, how: Convolution) -> jax.Array:
-        """The base's convolution, tapped; as rows where these have weights, or the base's do."""
-        base = self.base
-        if self.weight is not None or (isinstance(base, Matrix) and not base.dense_product):
-            return super().convolve(x, how)
-        one = jnp.zeros((self.shape[-2], 1), x.dtype)
-        return tap_windows(how.dense, x, how.dense(x, self.to_dense()), one, *self.tap)
+from jaxlab.optim.mkor.tapped import Tap, Tapped
 
 
 class Layer(NamedTuple):
@@ -245,13 +111,17 @@ def attach_taps(params: Any, taps: dict[str, Tap], *, weight: jax.Array | None =
 
 
 def value_grad_stats(
-    loss_fn: Callable[..., Any], *, has_aux: bool = False
+    loss_fn: Callable[..., Any],
+    *,
+    has_aux: bool = False,
+    weight: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., tuple[Any, Any, dict[str, Tap]]]:
     """`jax.value_and_grad` that returns statistics, too.
 
     Args:
       loss_fn: (params, *args) -> scalar, or (scalar, auxiliary outputs).
       has_aux: which of both.
+      weight: (*args) -> what rows count, as of `attach_taps`; None is 1.
 
     Returns:
       A function (params, taps, *args) -> (what loss_fn returns, gradients, statistics).
@@ -263,7 +133,8 @@ def value_grad_stats(
     """
 
     def tapped_loss(params, taps, *args):
-        return loss_fn(attach_taps(params, taps), *args)
+        each = None if weight is None else weight(*args)
+        return loss_fn(attach_taps(params, taps, weight=each), *args)
 
     def value_grads(params, taps, *args):
         both = jax.value_and_grad(tapped_loss, argnums=(0, 1), has_aux=has_aux)
@@ -287,6 +158,18 @@ def merge_stats(stats: Sequence[dict[str, Tap]]) -> dict[str, Tap]:
     Tap(a=Array([3., 1.], dtype=float32), g=Array([2.], dtype=float32))
     """
     return jax.tree.map(lambda *parts: sum(parts) / len(parts), *stats)
+
+
+def unused(stats: dict[str, Tap]) -> list[str]:
+    """The paths of kernels that no row reached, whose factors `mkor` leaves as they are.
+
+    Args:
+      stats: of a step, outside jit.
+
+    >>> unused({"kernel": Tap(jnp.zeros(3), jnp.zeros(1))})
+    ['kernel']
+    """
+    return [path for path, t in stats.items() if not bool(jnp.all(t.a[..., -1] > 0))]
 
 
 def stats_to_vectors(

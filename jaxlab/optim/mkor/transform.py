@@ -28,10 +28,10 @@ from jaxlab.optim.mkor.factors import (
     stabilise,
 )
 from jaxlab.optim.mkor.hybrid import Hybrid, HybridState, hybrid_init, hybrid_step
+from jaxlab.optim.mkor.tapped import Tap
 from jaxlab.optim.mkor.taps import (
     Layer,
     Spec,
-    Tap,
     attach_taps,
     init_taps,
     second_order,
