@@ -7,7 +7,7 @@ batch and sharding treat the sums as they treat gradients.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,8 +109,9 @@ def _windows_backward(convolve, saved, dy):
     # All is linear in x, and the sum of a convolution's windows is the gradient of the sum of its
     # outputs: no window is written down, and only the sum of the images is convolved.
     image = jnp.sum(x, axis=0, keepdims=True, dtype=ta.dtype)
+    own = _varied_as(one.astype(ta.dtype), image)  # else the gradient is of all devices already
     with jax.default_matmul_precision("highest"):
-        outputs, pull = jax.vjp(lambda w: convolve(image, w), one.astype(ta.dtype))
+        outputs, pull = jax.vjp(lambda w: convolve(image, w), own)
         (windows,) = pull(jnp.ones_like(outputs))
     each = jnp.full_like(outputs, x.shape[0])
     rows = jnp.sum(jnp.where(outputs > 0, each, each))  # as in `_backward`
@@ -128,10 +129,17 @@ def _shared_as(sums: jax.Array, tap: jax.Array) -> jax.Array:
     A tap that they share has one cotangent, as a parameter has one gradient. Where nothing is
     checked, no array says what it varies over, and the sums are those of a device.
     """
-    varies, wanted = (jax.typeof(v).manual_axis_type.varying for v in (sums, tap))
-    over, missing = (tuple(sorted(axes)) for axes in (varies - wanted, wanted - varies))
-    sums = jax.lax.psum(sums, over) if over else sums
-    return jax.lax.pcast(sums, missing, to="varying") if missing else sums
+    over = tuple(sorted(_varying(sums) - _varying(tap)))
+    return _varied_as(jax.lax.psum(sums, over) if over else sums, tap)
+
+
+def _varied_as(x: jax.Array, like: jax.Array) -> jax.Array:
+    missing = tuple(sorted(_varying(like) - _varying(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _varying(x: jax.Array) -> Any:
+    return jax.typeof(x).manual_axis_type.varying
 
 
 def tapped_dense(x: jax.Array, w: Array, b: jax.Array | None, t: Tap) -> jax.Array:
