@@ -48,8 +48,18 @@ def statistics_of(tx: optax.GradientTransformation) -> Statistics | None:
 
 
 def wrapped(
-    outer: optax.GradientTransformationExtraArgs, inner: optax.GradientTransformation
+    outer: optax.GradientTransformation | optax.MultiSteps, inner: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """`outer`, a transformation with `inner` somewhere in it, wanting what `inner` wants."""
+    """`outer`, a transformation with `inner` somewhere in it, wanting what `inner` wants.
+
+    >>> empty = Statistics(lambda params: {}, lambda params, taps: params)
+    >>> rule = Observing(*optax.sgd(0.1), empty)
+    >>> outer = optax.chain(optax.clip(1.0), rule)
+    >>> statistics_of(outer) is None, statistics_of(wrapped(outer, rule)) is empty
+    (True, True)
+    """
     statistics = statistics_of(inner)
-    return outer if statistics is None else Observing(*outer, statistics)
+    if isinstance(outer, optax.MultiSteps):
+        outer = outer.gradient_transformation()
+    told = optax.with_extra_args_support(outer)
+    return told if statistics is None else Observing(*told, statistics)

@@ -16,8 +16,9 @@ from jaxlab.core import registry
 from jaxlab.core.match import leaf_paths, path_str
 from jaxlab.optim.from_optax import Mask
 from jaxlab.optim.mkor.factors import check_rescale, rescaled
+from jaxlab.optim.mkor.inner import UNTOLD, followed_by_name
 from jaxlab.optim.mkor.taps import Spec, attach_taps, init_taps, second_order, stats_to_vectors
-from jaxlab.optim.observing import Observing, Statistics, wrapped
+from jaxlab.optim.observing import Observing, Statistics
 
 
 class EvaState(NamedTuple):
@@ -71,7 +72,7 @@ def scale_by_eva(
     def update(updates, state, params=None, *, stats=None, **extra):
         del params, extra
         if state.averages and stats is None:
-            raise ValueError("eva: update needs the argument stats=, the statistics of the step")
+            raise ValueError(f"eva: update needs the argument stats=; {UNTOLD}")
         for path in state.averages:
             if path not in (stats or {}):
                 raise ValueError(
@@ -119,6 +120,11 @@ def eva_of_config(
 ) -> optax.GradientTransformation:
     """Eva in front of the optimizer `inner`."""
     rule = scale_by_eva(decay=decay, damping=damping, rescale=rescale, spec=kernels or None)
-    context = {"learning_rate": learning_rate, "weight_decay": weight_decay, "mask": mask}
-    after = registry.build("optimizer", {"name": inner, **inner_settings}, **context)
-    return wrapped(optax.with_extra_args_support(optax.chain(rule, after)), rule)  # pyright: ignore
+    return followed_by_name(
+        rule,
+        inner,
+        inner_settings,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        mask=mask,
+    )

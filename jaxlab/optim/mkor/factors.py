@@ -143,7 +143,10 @@ def rescaled(p: jax.Array, m: jax.Array, rescale: str, *, bias: bool = False) ->
 
 
 def _joint(m: jax.Array, bias: bool) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(m), axis=(-2, -1)))
+    # The squares of entries of 1e20 overflow in float32, and those of 1e-23 are 0.
+    largest = jnp.max(jnp.abs(m), axis=(-2, -1), keepdims=True, initial=0)
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit[..., 0, 0] * jnp.sqrt(jnp.sum(jnp.square(m / unit), axis=(-2, -1)))
 
 
 def _split_sum(m: jax.Array, bias: bool) -> jax.Array:

@@ -28,6 +28,7 @@ from jaxlab.optim.mkor.factors import (
     stabilise,
 )
 from jaxlab.optim.mkor.hybrid import Hybrid, HybridState, hybrid_init, hybrid_step
+from jaxlab.optim.mkor.inner import UNTOLD, followed, followed_by_name
 from jaxlab.optim.mkor.tapped import Tap
 from jaxlab.optim.mkor.taps import (
     Layer,
@@ -37,7 +38,7 @@ from jaxlab.optim.mkor.taps import (
     second_order,
     stats_to_vectors,
 )
-from jaxlab.optim.observing import Observing, Statistics, wrapped
+from jaxlab.optim.observing import Observing, Statistics
 
 
 class Factors(NamedTuple):
@@ -235,7 +236,7 @@ def mkor(
         hybrid=hybrid,
         max_dim=max_dim,
     )
-    return wrapped(optax.with_extra_args_support(optax.chain(rule, inner(learning_rate))), rule)  # pyright: ignore
+    return followed(rule, inner(learning_rate))
 
 
 @registry.register("optimizer", "mkor")
@@ -274,9 +275,14 @@ def mkor_of_config(
         hybrid=Hybrid() if hybrid else None,
         max_dim=max_dim,
     )
-    context = {"learning_rate": learning_rate, "weight_decay": weight_decay, "mask": mask}
-    after = registry.build("optimizer", {"name": inner, **inner_settings}, **context)
-    return wrapped(optax.with_extra_args_support(optax.chain(rule, after)), rule)  # pyright: ignore
+    return followed_by_name(
+        rule,
+        inner,
+        inner_settings,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        mask=mask,
+    )
 
 
 def _preconditioned(updates: Any, factors: dict[str, Factors], spec: Any, rescale: str) -> Any:
@@ -315,10 +321,7 @@ def _bias_of(path: str, layer: Layer, leaves: Mapping[str, Any]) -> str | None:
 def _stats_for(factors: dict[str, Factors], stats: Any) -> dict[str, Tap]:
     """The statistics of the layers that have factors here, which may be some of all."""
     if factors and stats is None:
-        raise ValueError(
-            "mkor: update needs the argument stats=, the statistics of the step: "
-            "value_grad_stats(loss)(params, init_taps(params), ...) returns them"
-        )
+        raise ValueError(f"mkor: update needs the argument stats=; {UNTOLD}")
     for path, (ja, jg) in factors.items():
         if path not in stats:
             raise ValueError(f"mkor: stats has no {path!r}; {registry.suggest(path, stats)}")
