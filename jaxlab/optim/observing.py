@@ -48,7 +48,8 @@ def statistics_of(tx: optax.GradientTransformation) -> Statistics | None:
 
 
 def wrapped(
-    outer: optax.GradientTransformation | optax.MultiSteps, inner: optax.GradientTransformation
+    outer: optax.GradientTransformationExtraArgs | optax.MultiSteps,
+    inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
     """`outer`, a transformation with `inner` somewhere in it, wanting what `inner` wants.
 
@@ -59,7 +60,7 @@ def wrapped(
     (True, True)
     """
     statistics = statistics_of(inner)
-    if isinstance(outer, optax.MultiSteps):
-        outer = outer.gradient_transformation()
-    told = optax.with_extra_args_support(outer)
+    # As it is: MultiSteps hands extra arguments on, and its `gradient_transformation` hides that.
+    update: Any = outer.update
+    told = optax.GradientTransformationExtraArgs(outer.init, update)
     return told if statistics is None else Observing(*told, statistics)
