@@ -10,6 +10,8 @@ import pytest
 from jaxlab.optim.mkor import precondition, sherman_morrison, stabilise
 
 GAMMA = 0.9
+UPDATE = jax.jit(sherman_morrison, static_argnames="mode")
+PRODUCT = jax.jit(precondition, static_argnames=("rescale", "bias"))
 
 
 def draw(seed, *shape):
@@ -20,19 +22,18 @@ def draw(seed, *shape):
 def test_updates_are_inverses(n):
     with jax.enable_x64(True):
         j, inverse = jnp.eye(n), np.eye(n)
-        update = jax.jit(lambda j, v: sherman_morrison(j, v, mode="ema", gamma=GAMMA))
         for step in range(5):
             v = draw(step, n)
-            j = update(j, jnp.asarray(v))
+            j = UPDATE(j, jnp.asarray(v), mode="ema", gamma=GAMMA)
             inverse = GAMMA * inverse + (1 - GAMMA) * np.outer(v, v)
         np.testing.assert_allclose(j, np.linalg.inv(inverse), rtol=1e-10, atol=1e-10)
-        got = sherman_morrison(j, jnp.asarray(v), gamma=GAMMA)
+        got = UPDATE(j, jnp.asarray(v), gamma=GAMMA)
         pulled = GAMMA * np.asarray(j) + (1 - GAMMA) * np.eye(n)
         expected = np.linalg.inv(np.linalg.inv(pulled) + np.outer(v, v))
         np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
         nothing = jnp.zeros(n)
-        np.testing.assert_allclose(sherman_morrison(j, nothing, gamma=GAMMA), pulled, rtol=1e-12)
-        by_ema = sherman_morrison(j, nothing, mode="ema", gamma=GAMMA)
+        np.testing.assert_allclose(UPDATE(j, nothing, gamma=GAMMA), pulled, rtol=1e-12)
+        by_ema = UPDATE(j, nothing, mode="ema", gamma=GAMMA)
         np.testing.assert_allclose(by_ema, np.asarray(j) / GAMMA, rtol=1e-12)
 
 
@@ -46,14 +47,11 @@ def test_scalars_of_the_three_formulas():
 
 
 def test_interpolated_factors_stay_between_0_and_1():
-    def step(j, key):
-        a, b = jax.random.split(key)
-        size = 10 ** jax.random.uniform(a, minval=-3.0, maxval=3.0)
-        v = jax.random.normal(b, (6,))
-        return sherman_morrison(j, v * size / jnp.linalg.norm(v)), None
-
-    keys = jax.random.split(jax.random.key(0), 10_000)
-    j, _ = jax.jit(lambda keys: jax.lax.scan(step, jnp.eye(6), keys))(keys)
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=(10_000, 6))
+    v *= 10 ** rng.uniform(-3, 3, size=(10_000, 1)) / np.linalg.norm(v, axis=1, keepdims=True)
+    step = lambda j, v: (sherman_morrison(j, v), None)  # noqa: E731
+    j, _ = jax.jit(lambda v: jax.lax.scan(step, jnp.eye(6), v))(np.float32(v))
     np.testing.assert_array_equal(j, j.T)
     values = np.linalg.eigvalsh(np.asarray(j, np.float64))
     assert values[0] > 0
@@ -61,32 +59,28 @@ def test_interpolated_factors_stay_between_0_and_1():
 
 
 def test_bfloat16_factors_point_where_float32_ones_do():
-    a, g = (jax.random.normal(jax.random.key(k), (n,)) for k, n in ((1, 17), (2, 12)))
-
-    def step(factors, key):
-        noise = [0.3 * jax.random.normal(key, v.shape) for v in (a, g)]
-        vectors = (a + noise[0], 0.05 * (g + noise[1]))
-        return tuple(map(sherman_morrison, factors, vectors)), None
+    a, g = np.float32(draw(0, 17)), np.float32(draw(1, 12))
+    noisy = a + np.float32(0.3 * draw(2, 200, 17)), 0.05 * (g + np.float32(0.3 * draw(3, 200, 12)))
+    m = np.float32(3 * np.outer(a, g) + draw(4, 17, 12))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def direction(dtype):
+    def direction(dtype, vectors):
         start = jnp.eye(17, dtype=dtype), jnp.eye(12, dtype=dtype)
-        keys = jax.random.split(jax.random.key(0), 200)
-        m = 3 * a[:, None] * g[None, :] + jax.random.normal(jax.random.key(3), (17, 12))
-        return precondition(m, *jax.lax.scan(step, start, keys)[0])
+        step = lambda factors, v: (tuple(map(sherman_morrison, factors, v)), None)  # noqa: E731
+        return precondition(m, *jax.lax.scan(step, start, vectors)[0])
 
-    one, other = direction(jnp.float32), direction(jnp.bfloat16)
-    cosine = jnp.sum(one * other) / jnp.linalg.norm(one) / jnp.linalg.norm(other)
+    one, other = (np.asarray(direction(d, noisy)) for d in (jnp.float32, jnp.bfloat16))
+    cosine = np.sum(one * other) / np.linalg.norm(one) / np.linalg.norm(other)
     assert cosine > 0.999
 
 
 def test_stacks_are_updated_one_by_one():
     j = jnp.asarray([np.eye(3), 0.5 * np.eye(3)], jnp.float32)
     v = jnp.asarray(draw(0, 2, 3), jnp.float32)
-    got = sherman_morrison(j, v)
+    got = UPDATE(j, v)
     for k in range(2):
-        np.testing.assert_allclose(got[k], sherman_morrison(j[k], v[k]), atol=1e-6)
-    half = sherman_morrison(j.astype(jnp.bfloat16), v)
+        np.testing.assert_allclose(got[k], UPDATE(j[k], v[k]), atol=1e-6)
+    half = UPDATE(j.astype(jnp.bfloat16), v)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), got, atol=0.01)
 
@@ -103,20 +97,29 @@ def test_the_product_is_kroneckers():
     with jax.enable_x64(True):
         m, a, g = draw(0, 5, 3), draw(1, 5, 5), draw(2, 3, 3)
         ja, jg = a @ a.T, g @ g.T
-        got = precondition(*map(jnp.asarray, (m, ja, jg)), "none")
+        got = PRODUCT(*map(jnp.asarray, (m, ja, jg)), rescale="none")
         # Columns one below the other: vec(A M G) = (G^T kron A) vec(M).
         vec = np.kron(jg, ja) @ m.reshape(-1, order="F")
         np.testing.assert_allclose(got.reshape(-1, order="F"), vec, rtol=1e-12)
-        joint = precondition(*map(jnp.asarray, (m, ja, jg)))
+        joint = PRODUCT(*map(jnp.asarray, (m, ja, jg)))
         np.testing.assert_allclose(np.linalg.norm(joint), np.linalg.norm(m), rtol=1e-12)
         np.testing.assert_allclose(joint / joint[0, 0], got / got[0, 0], rtol=1e-9)
-        split = precondition(*map(jnp.asarray, (m, ja, jg)), "split_sum", bias=True)
+        split = PRODUCT(*map(jnp.asarray, (m, ja, jg)), rescale="split_sum", bias=True)
         size = lambda x: np.linalg.norm(x[:-1]) + np.linalg.norm(x[-1])  # noqa: E731
         np.testing.assert_allclose(size(np.asarray(split)), size(m), rtol=1e-12)
-    nothing = precondition(jnp.zeros((2, 3)), jnp.eye(2), jnp.eye(3))
+    nothing = PRODUCT(jnp.zeros((2, 3)), jnp.eye(2), jnp.eye(3))
     np.testing.assert_array_equal(nothing, jnp.zeros((2, 3)))
-    tiny = precondition(jnp.full((2, 3), 1e-8, jnp.bfloat16), 0.5 * jnp.eye(2), None)
+    tiny = PRODUCT(jnp.full((2, 3), 1e-8, jnp.bfloat16), 0.5 * jnp.eye(2), None)
     np.testing.assert_allclose(tiny, 1e-8, rtol=1e-2)
+
+
+@pytest.mark.parametrize("rescale", ["joint", "split_sum"])
+@pytest.mark.parametrize("size", [1e20, 1.0, 1e-23, 1e-30])
+def test_norms_are_those_of_any_float32(size, rescale):
+    m, ja = np.float32(size * draw(0, 4, 3)), np.float32(np.diag([1, 0.5, 0.1, 0.25]))
+    got = np.asarray(PRODUCT(m, ja, None, rescale=rescale), np.float64)
+    np.testing.assert_allclose(np.linalg.norm(got), np.linalg.norm(np.float64(m)), rtol=1e-6)
+    np.testing.assert_allclose(got / got[0, 0], ja @ m / m[0, 0], rtol=1e-5)
 
 
 def test_unknown_formulas_are_refused():
