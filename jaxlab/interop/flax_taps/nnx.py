@@ -14,8 +14,9 @@ from jaxlab.optim.mkor.tapped import Tap
 def tap_model(model: nnx.Module, taps: Mapping[str, Tap]) -> nnx.Module:
     """Taps the layers of an NNX model in place: Linear, LinearGeneral, hence attention, and Conv.
 
-    Call it inside the loss, on the model that `nnx.merge` has just made. `nnx.scan` and `nnx.vmap`
-    slice the taps of a stack of layers with its parameters.
+    Call it inside the loss, on the model that `nnx.merge` or, under `nnx.grad`, `nnx.clone` has
+    just made: it keeps its taps. `nnx.scan` and `nnx.vmap` slice the taps of a stack of layers with
+    its parameters.
 
     Args:
       model: the model.
