@@ -97,3 +97,30 @@ def test_every_padding(make, table):
         rows = windows(pad(x), how.get("strides", 1), how.get("kernel_dilation", 1))
         want = Tap(np.append(rows.sum(0), len(rows)), grads[name]["bias"])
         chex.assert_trees_all_close(stats[f"{name}/kernel"], want, rtol=1e-5, atol=1e-5)
+
+
+class Stack(nn.Module):
+    """One convolution for each of several inputs."""
+
+    @nn.compact
+    def __call__(self, x):
+        each = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        return nn.vmap(nn.Conv, **each)(2, (3, 3), padding="CIRCULAR", name="each")(x)
+
+
+def test_a_stack_of_convolutions():
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.normal(size=(2, 3, 4, 5, 2)))
+    kernels = np.float32(rng.normal(size=(2, 3, 3, 2, 2)))
+    params = {"each": {"kernel": kernels, "bias": np.zeros((2, 2), np.float32)}}
+
+    def loss(params, taps):
+        return jnp.mean(tapped_apply(Stack().apply, taps)({"params": params}, x) ** 2)
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        taps = init_taps(params, [(".*/kernel", 3, 1)])
+        grads, stats = jax.jit(jax.grad(loss, (0, 1)))(params, taps)
+    # Every entry of a window that wraps around sees the whole image.
+    whole = np.tile(x.sum((1, 2, 3)), (1, 9))
+    want = Tap(np.concatenate([whole, np.full((2, 1), 60)], axis=1), grads["each"]["bias"])
+    chex.assert_trees_all_close(stats["each/kernel"], want, rtol=1e-5, atol=1e-5)
