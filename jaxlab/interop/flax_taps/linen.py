@@ -52,7 +52,8 @@ def tapped_apply(apply_fn: Callable[..., Any], taps: Mapping[str, Tap]) -> Calla
 def tapped_layers(taps: Mapping[str, Tap]) -> AbstractContextManager[None]:
     """Taps the layers of a Linen model that is applied inside; of no stack of layers.
 
-    For code that cannot call `tapped_apply`, whose arguments and errors it has.
+    For code that cannot call `tapped_apply`, whose arguments and errors it has; but a tap of no
+    parameter it cannot see, and `jaxlab.optim.mkor.unused` names it.
 
     >>> import jax.numpy as jnp
     >>> model, x = nn.Dense(2), jnp.ones((3, 4))
