@@ -1,5 +1,8 @@
 """The task vmf: one step is the maximum-likelihood fit, many are EM, and its metrics."""
 
+import runpy
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +20,7 @@ from jaxlab.special.vmf import (
 from jaxlab.training.experiment import Experiment
 
 DATA = {"name": "random_features", "source": {"name": "digits"}, "dim": 40}
+ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(0)
 
 
@@ -132,8 +136,9 @@ def test_a_prior_holds_small_components_back():
     assert float(highest) < 20 * float(jnp.log(narrow)) / 2
 
 
-def test_the_config_runs_and_bad_settings_are_named(config_of):
-    experiment = Experiment(config_of("smoke,components=2"))
+def test_the_config_runs_and_bad_settings_are_named():
+    get_config = runpy.run_path(str(ROOT / "configs" / "vmf_digits.py"))["get_config"]
+    experiment = Experiment(get_config("smoke,components=2").to_dict())
     assert experiment.dense["moments"].shape == (10, 2, 64)
     with pytest.raises(ValueError, match="vmf: components=0; nearest: 1"):
         task(components=0)
@@ -141,13 +146,3 @@ def test_the_config_runs_and_bad_settings_are_named(config_of):
         task(prior=-1.0)
     with pytest.raises(ValueError, match="data 'digits' has no features"):
         registry.build("task", {"name": "vmf"}, data={"name": "digits"}, seed=0, batch_size=4)
-
-
-@pytest.fixture
-def config_of():
-    def get(arg):
-        from configs.vmf_digits import get_config
-
-        return get_config(arg).to_dict()
-
-    return get
