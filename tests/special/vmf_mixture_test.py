@@ -135,5 +135,7 @@ def test_bad_arguments_are_named():
     mixture = vmf_mixture_init(jax.random.key(0), y, 2)
     with pytest.raises(ValueError, match="prior=-1 must be 0 or more"):
         vmf_mixture_step(y, mixture, prior=-1.0)
+    with pytest.raises(ValueError, match=r"weights of \(3,\) must be \(6,\)"):
+        vmf_mixture_step(y, mixture, jnp.ones(3))
     with pytest.raises(ValueError, match="vmf_mixture_step: y has a row"):
         vmf_mixture_step(2 * y, mixture)

@@ -207,6 +207,8 @@ def test_fits_that_have_no_maximum_are_not_nan():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"vmf_fit: y has a row .* nearest: y / norm"):
         vmf_fit(np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"vmf_fit: y of shape \(3,\) must be points"):
+        vmf_fit(np.eye(3)[0])
     with pytest.raises(ValueError, match="axis=1 is that of the coordinates"):
         vmf_fit(np.eye(3), axis=-1)
     with pytest.raises(ValueError, match="weights=-1 must be 0 or more"):

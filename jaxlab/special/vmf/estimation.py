@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jaxlab.special.promotion import check_above, check_unit, promoted
@@ -66,12 +67,17 @@ def vmf_fit(
       mu the first unit vector.
 
     Raises:
-      ValueError: y has a row that is not of length 1, a weight is negative, or `axis` is the last.
+      ValueError: y has fewer than two axes or a row that is not of length 1, a weight is negative,
+        or `axis` is the last.
 
     >>> mu, kappa = vmf_fit(jnp.array([[0.6, 0.8], [0.8, 0.6]]))
     >>> f"{mu[0]:.4f}, {mu[1]:.4f}, {kappa:.2f}"
     '0.7071, 0.7071, 50.00'
     """
+    if np.ndim(y) < 2:
+        raise ValueError(
+            f"vmf_fit: y of shape {np.shape(y)} must be points (..., n, p); nearest: y[None]"
+        )
     check_unit("vmf_fit", y=y)
     given = {} if weights is None else {"weights": weights}
     check_above("vmf_fit", 0, **given)

@@ -93,7 +93,8 @@ def vmf_mixture_step(
       The mixture after the step, and the mean log-likelihood before it.
 
     Raises:
-      ValueError: y has a row that is not of length 1; a weight or the prior is negative.
+      ValueError: y has a row that is not of length 1; a weight or the prior is negative; there are
+        not as many weights as points.
     """
     owner = "vmf_mixture_step"
     check_above(owner, 0, prior=prior, **({} if weights is None else {"weights": weights}))
@@ -101,6 +102,8 @@ def vmf_mixture_step(
     (y, weight, *parts), dtype = promoted(
         owner, y=y, weights=1.0 if weights is None else weights, **mixture._asdict()
     )
+    if weight.shape not in ((), y.shape[:1]):
+        raise ValueError(f"{owner}: weights of {weight.shape} must be {y.shape[:1]}, one a point")
     weight = jnp.broadcast_to(weight, y.shape[:1])
     new = _step(y, weight, VmfMixture(*parts), jnp.asarray(prior, y.dtype))
     return jax.tree.map(lambda x: x.astype(dtype), new)
