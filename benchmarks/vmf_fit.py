@@ -1,14 +1,14 @@
 """Von Mises-Fisher fits in thousands of dimensions: ours, with scipy's functions, Banerjee's.
 
     python benchmarks/vmf_fit.py            # run what is missing, and store after every cell
-    python benchmarks/vmf_fit.py --mixture=2048,100,100000   # EM: dimensions, components, points
+    python benchmarks/vmf_fit.py --only=mixture --mixture=2048,100,100000
 
-Three parts. Points drawn in p dimensions at a known concentration are fitted: by `vmf_fit`, by
-Newton's method on ratios of `scipy.special.ive`, and by Banerjee's approximation. On a grid of
-concentrations it is counted where scipy's ratio is finite. Digits in random dimensions are
-classified by `configs/vmf_digits.py`, one distribution a class and then four, and modules by their
-docstrings by `configs/vmf_docstrings.py`, where the encoder's files are there. All but these is in
-float64.
+The numbers of `--mixture` are dimensions, components and points. Points drawn in p dimensions at a
+known concentration are fitted: by `vmf_fit`, by Newton's method on ratios of `scipy.special.ive`,
+and by Banerjee's approximation. On a grid of concentrations it is counted where scipy's ratio is
+finite. Digits in random dimensions are classified by `configs/vmf_digits.py`, one distribution a
+class and then four, and modules by their docstrings by `configs/vmf_docstrings.py`, where the
+encoder's files are there. All but these is in float64.
 """
 
 import argparse
@@ -187,10 +187,12 @@ def main() -> None:
     """Runs the cells that are not stored yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--mixture", default="2048,20,2000", help="dimensions,components,points")
+    parser.add_argument("--only", default="", help="cells whose names begin so")
     parser.add_argument("--folder", default="", help="where to store; empty is benchmarks/results")
     args = parser.parse_args()
     result = load(NAME, args.folder) or {"points": POINTS, "cells": {}}
     todo = cells(tuple(int(part) for part in args.mixture.split(",")))
+    todo = {name: cell for name, cell in todo.items() if name.startswith(args.only)}
     for i, (name, (function, arguments, wide)) in enumerate(todo.items()):
         if name not in result["cells"]:
             with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
