@@ -1,0 +1,144 @@
+"""Mosaic GPU as jax 0.10 to 0.12 spell it; no other file imports it.
+
+Each function here is one place where the versions differ, or where interpreting a kernel on a CPU
+needs another way than compiling it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+VERSION = tuple(int(v) for v in jax.__version__.split(".")[:2])
+
+try:
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+except ImportError:  # an installation for other accelerators may lack it
+    pl: Any = None
+    plgpu: Any = None
+
+
+def require() -> None:
+    """Raises NotImplementedError where jax was installed without Mosaic GPU."""
+    if plgpu is None:
+        raise NotImplementedError("mosaic_gpu: this jax has no Mosaic GPU")
+
+
+def interpreter() -> Any:
+    """What `interpret=` of a kernel wants, to run it on a CPU.
+
+    Raises:
+      NotImplementedError: jax 0.10, whose interpreter refuses products from sliced tiles.
+    """
+    if VERSION < (0, 11):
+        raise NotImplementedError(f"mosaic_gpu: jax {jax.__version__} cannot interpret this kernel")
+    return plgpu.InterpretGPUParams()
+
+
+def kernel(
+    body: Callable[..., None],
+    *,
+    out: Any,
+    scratch: dict[str, Any],
+    grid: tuple[int, ...],
+    grid_names: tuple[str, ...],
+    num_threads: int,
+    thread_name: str,
+    interpret: bool,
+) -> Callable[..., Any]:
+    """`plgpu.kernel` with the semantics that every version has: whole warpgroups."""
+    if VERSION < (0, 11):
+        names = {"out_shape": out, "scratch_shapes": scratch}
+    else:
+        names = {"out_type": out, "scratch_types": scratch}
+    semantics = plgpu.LoweringSemantics.Warpgroup
+    return plgpu.kernel(
+        body,
+        **names,
+        compiler_params=plgpu.CompilerParams(lowering_semantics=semantics),
+        grid=grid,
+        grid_names=grid_names,
+        num_threads=num_threads,
+        thread_name=thread_name,
+        interpret=interpreter() if interpret else None,
+    )
+
+
+def load(ref: Any, layout: Any, *, optimized: bool = True) -> jax.Array:
+    """Reads the whole of a (sliced) reference into registers of a layout."""
+    if VERSION < (0, 11):
+        return plgpu.load(ref, (), layout=layout, optimized=optimized)
+    return plgpu.load(ref, layout=layout, optimized=optimized)
+
+
+def transposed(ref: Any) -> Any:
+    """The transpose of a reference of two axes."""
+    return plgpu.transpose_ref(ref, (1, 0)) if VERSION < (0, 11) else ref.T
+
+
+def tiled(columns: int, bits: int) -> tuple[Any, Any]:
+    """How shared memory that a tensor-core product reads is arranged: tiles, and swizzled."""
+    swizzle = plgpu.find_swizzle(columns * bits)
+    return plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle)
+
+
+def accumulate(acc: Any, a: jax.Array, b: Any, staging: Any | None) -> None:
+    """`acc += a @ b` on tensor cores, `a` in registers and `b` in shared memory.
+
+    Interpreters want `a` in memory: there it goes through `staging`, and the product is awaited.
+    """
+    if staging is None:
+        plgpu.wgmma(acc, a, b)
+        return
+    staging[...] = a
+    plgpu.commit_smem()
+    plgpu.wgmma(acc, staging, b)
+    plgpu.wgmma_wait(0)
+
+
+def on_registers(words: jax.Array, per_register: Callable[[Any], Any]) -> jax.Array:
+    """Maps registers of two 16-bit words to registers of two bfloat16 numbers.
+
+    Args:
+      words: uint16 in the layout of products.
+      per_register: from and to 32-bit MLIR values.
+    """
+    import numpy as np
+    from jax.experimental.mosaic.gpu import fragmented_array, utils
+    from jaxlib.mlir import ir
+
+    layout = plgpu.Layout.WGMMA
+    result = plgpu.ShapeDtypeStruct(words.shape, jnp.bfloat16, layout=layout)
+
+    @plgpu.inline_mgpu(arg_types=(layout,), return_type=result)
+    def convert(_: Any, x: Any) -> Any:
+        word = ir.IntegerType.get_signless(32)
+        pair = ir.VectorType.get((2,), ir.BF16Type.get())
+        out = np.empty_like(x.registers)
+        for at, register in np.ndenumerate(x.registers):
+            out[at] = utils.bitcast(per_register(utils.bitcast(register, word)), pair)
+        return fragmented_array.FragmentedArray(_registers=out, _layout=x.layout, _is_signed=None)
+
+    return convert(words)
+
+
+def shifted(register: Any, right: int) -> Any:
+    """A 32-bit MLIR value shifted right, or left where `right` is negative."""
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith
+
+    if right == 0:
+        return register
+    by = utils.c(abs(right), ir.IntegerType.get_signless(32))
+    return arith.shrui(register, by) if right > 0 else arith.shli(register, by)
+
+
+def assembly(code: str, register: Any) -> Any:
+    """PTX from one 32-bit value, `$1`, to another, `$0`."""
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import llvm
+
+    return llvm.inline_asm(ir.IntegerType.get_signless(32), [register], code, "=r,r")

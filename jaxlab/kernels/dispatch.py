@@ -1,0 +1,201 @@
+"""Which implementation of an op runs, and the rules of derivative and batching that they share.
+
+`implementation=None` means: the kernel where a stored measurement on this kind of device, with
+this jax, says that it wins at these shapes, and XLA everywhere else. Nothing is measured here.
+"""
+
+import difflib
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from jaxlab.kernels import _compat
+
+IMPLEMENTATIONS = ("xla", "mosaic_gpu", "triton", "mosaic_tpu")
+
+Choice = str | Sequence[str] | None
+Implementation = Callable[..., jax.Array]
+
+_log = logging.getLogger(__name__)
+
+
+def device() -> tuple[str, str]:
+    """Platform ("cpu", "gpu", "tpu") and kind of the device that is compiled for.
+
+    That of the abstract mesh, where one is set to compile for a device that is not here.
+    """
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    if abstract is not None:
+        return abstract.platform, abstract.device_kind
+    first = jax.devices()[0]
+    return first.platform, first.device_kind
+
+
+def names(op: str, implementation: Choice) -> tuple[str, ...]:
+    """The names that an `implementation` argument lists, checked; none for None.
+
+    Raises:
+      ValueError: an unknown name, or an empty sequence.
+    """
+    if implementation is None:
+        return ()
+    given = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+    if not given:
+        raise ValueError(f"{op}: implementation=() names none; valid: {', '.join(IMPLEMENTATIONS)}")
+    for name in given:
+        if name not in IMPLEMENTATIONS:
+            near = difflib.get_close_matches(str(name), IMPLEMENTATIONS, 1, 0.0)
+            raise ValueError(
+                f"{op}: implementation={name!r} is unknown; nearest: {near[0]!r}; "
+                f"valid: {', '.join(IMPLEMENTATIONS)}"
+            )
+    return given
+
+
+def file_name(kind: str) -> str:
+    """Of the stored configurations of a kind of device."""
+    return kind.replace(" ", "-") + ".json"
+
+
+@functools.cache
+def _table(op: str, kind: str) -> dict[str, Any]:
+    file = resources.files("jaxlab.kernels") / op / "configs" / file_name(kind)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def stored(op: str, kind: str, key: str) -> dict[str, Any] | None:
+    """What was measured for a problem: `implementation`, `config`, `us`, `xla_us`; or None.
+
+    An entry counts for the minor version of jax that it was measured with, and no other: a kernel
+    that compiles in one may not in the next.
+    """
+    table = _table(op, kind)
+    measured_with = tuple(int(v) for v in table.get("jax", "0.0").split(".")[:2])
+    return table.get("entries", {}).get(key) if measured_with == _compat.VERSION else None
+
+
+def run(
+    op: str,
+    implementations: Mapping[str, Callable[..., jax.Array]],
+    *args: Any,
+    implementation: Choice,
+    entry: Mapping[str, Any] | None = None,
+) -> jax.Array:
+    """Runs an implementation, as the argument `implementation` of every op says.
+
+    Args:
+      op: its name, for messages.
+      implementations: by name; each raises NotImplementedError for what it does not handle, and
+        "xla" handles everything.
+      *args: what the implementation is called with.
+      implementation: one name runs that one and raises what it raises; of a sequence, the first
+        that does not raise NotImplementedError; None as the module says.
+      entry: the stored measurement.
+
+    Raises:
+      ValueError: an unknown name, or an empty sequence.
+      NotImplementedError: what was named does not handle this.
+    """
+    given = names(op, implementation)
+    if implementation is None:
+        return _best(op, implementations, args, entry)
+    refused: list[str] = []
+    for name in given:
+        if name not in implementations:
+            refused.append(f"{name}: {op} has only {', '.join(implementations)}")
+            continue
+        try:
+            result = implementations[name](*args)
+        except NotImplementedError as error:
+            if len(given) == 1:
+                raise
+            refused.append(f"{name}: {error}")
+            continue
+        _note(op, name)
+        return result
+    raise NotImplementedError(f"{op}: no implementation left; " + "; ".join(refused))
+
+
+def _best(
+    op: str,
+    implementations: Mapping[str, Callable[..., jax.Array]],
+    args: tuple[Any, ...],
+    entry: Mapping[str, Any] | None,
+) -> jax.Array:
+    xla = implementations["xla"]
+    name = entry["implementation"] if entry else "xla"
+    if name not in implementations or implementations[name] is xla:
+        return xla(*args)
+    kernel = implementations[name]
+    try:
+        jax.eval_shape(kernel, *args)
+    except Exception as error:
+        _log.warning("%s: %s failed, XLA runs instead: %s", op, name, error)
+        return xla(*args)
+    _note(op, name)
+    # What is traced on a GPU may be lowered for another platform, as `jax.export` does.
+    return lax.platform_dependent(*args, cuda=kernel, default=xla)
+
+
+@functools.cache
+def _note(op: str, name: str) -> None:
+    _log.info("%s: %s", op, name)
+
+
+def with_rules(forward: Implementation, reference: Implementation) -> Implementation:
+    """A function of (x, packed, floating) that has derivatives and batches well.
+
+    Reverse mode differentiates the reference, in `x` and the floating arguments; integers get no
+    cotangent. Under `jax.vmap` over x alone the batch is folded into the rows of x, so that one
+    product stays one product; a batch of weights goes to the reference.
+
+    Args:
+      forward: (x, packed, floating) to the result, x of (rows, k); `packed` and `floating` are
+        trees of arrays.
+      reference: the same in jax.numpy.
+    """
+
+    @custom_vmap
+    def folded(x: jax.Array, packed: Any, floating: Any) -> jax.Array:
+        return forward(x, packed, floating)
+
+    @folded.def_vmap
+    def _(size: int, batched: Any, x: jax.Array, packed: Any, floating: Any) -> Any:
+        if not any(jax.tree.leaves(batched[1:])):
+            y = folded(x.reshape((-1, x.shape[-1])), packed, floating)
+            return y.reshape((size, -1, y.shape[-1])), True
+        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
+        return jax.vmap(reference, in_axes=axes)(x, packed, floating), True
+
+    @jax.custom_vjp
+    def op(x: jax.Array, packed: Any, floating: Any) -> jax.Array:
+        return folded(x, packed, floating)
+
+    def ahead(x: jax.Array, packed: Any, floating: Any) -> tuple[jax.Array, Any]:
+        return folded(x, packed, floating), (x, packed, floating)
+
+    def back(residuals: Any, g: jax.Array) -> tuple[Any, Any, Any]:
+        x, packed, floating = residuals
+        _, pull = jax.vjp(lambda x, f: reference(x, packed, f), x, floating)
+        d_x, d_floating = pull(g)
+        none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), packed)
+        return d_x, none, d_floating
+
+    op.defvjp(ahead, back)
+    return op
+
+
+def require_gpu(interpret: bool | None) -> None:
+    """Raises NotImplementedError where a GPU kernel has nothing to run on."""
+    if not interpret and device()[0] not in ("gpu", "cuda"):
+        raise NotImplementedError(
+            f"the kernel needs a GPU, not {device()[0]!r}; interpret=True runs it on a CPU"
+        )

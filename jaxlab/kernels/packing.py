@@ -1,0 +1,172 @@
+"""Planar packing: small integers in 16-bit words such that a kernel unpacks whole tiles at once.
+
+Inside a block of P * width consecutive k, word c holds in its field p the number at
+k = p * width + c, with P = 16 / bits fields to the word, field 0 in the lowest bits. Neighbours
+never share a word: one shift and one mask of a tile of words give `width` neighbouring columns,
+which meet a contiguous slice of the other operand. No shuffle is needed on any backend.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+# Of every layout in this file; stored beside packed arrays, and raised when a layout changes.
+LAYOUT_VERSION = 1
+
+WORD = 16
+
+
+class Format(NamedTuple):
+    """One kind of number.
+
+    Attributes:
+      bits: of a field.
+      low: the smallest number.
+      high: the largest.
+      encode: numbers, int32, to the bits of a field, int32.
+      decode: its inverse.
+    """
+
+    bits: int
+    low: int
+    high: int
+    encode: Callable[[jax.Array], jax.Array]
+    decode: Callable[[jax.Array], jax.Array]
+
+    @property
+    def fields(self) -> int:
+        """Fields of a word."""
+        return WORD // self.bits
+
+    @property
+    def signs(self) -> bool:
+        """Whether -1 and +1 are all there is, so that 0 is not in the format."""
+        return self.bits == 1 and self.low < 0
+
+
+def _offset(bits: int, low: int, high: int) -> Format:
+    return Format(bits, low, high, lambda v: v - low, lambda c: c + low)
+
+
+FORMATS: dict[str, Format] = {
+    # Two's complement, as the byte is: the kernel subtracts the sign's weight.
+    "int8": Format(8, -128, 127, lambda v: v & 255, lambda c: (c ^ 128) - 128),
+    "uint8": _offset(8, 0, 255),
+    "int4": _offset(4, -8, 7),
+    "uint4": _offset(4, 0, 15),
+    "ternary": _offset(2, -1, 1),
+    "uint2": _offset(2, 0, 3),
+    # The sign bit: 0 for +1, 1 for -1. Only the two are in the format.
+    "binary": Format(1, -1, 1, lambda v: (1 - v) >> 1, lambda c: 1 - 2 * c),
+    "uint1": _offset(1, 0, 1),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Planar:
+    """Packed numbers, (..., n, k) before packing.
+
+    Attributes:
+      words: uint16, (..., n, ceil(k / (P width)) width).
+      kind: a name of `FORMATS`.
+      length: k.
+      width: words of a block.
+      version: of the layout.
+    """
+
+    words: jax.Array
+    kind: str = dataclasses.field(metadata={"static": True})
+    length: int = dataclasses.field(metadata={"static": True})
+    width: int = dataclasses.field(default=64, metadata={"static": True})
+    version: int = dataclasses.field(default=LAYOUT_VERSION, metadata={"static": True})
+
+    @property
+    def format(self) -> Format:
+        """What the fields hold."""
+        return FORMATS[self.kind]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., n, k)."""
+        return (*self.words.shape[:-1], self.length)
+
+    @property
+    def padded(self) -> int:
+        """K rounded up to whole blocks: what a kernel multiplies."""
+        return self.words.shape[-1] * self.format.fields
+
+
+def pack(q: jax.Array, kind: str, *, width: int = 64) -> Planar:
+    """Packs integers along the last axis; `unpack` is the exact inverse.
+
+    Args:
+      q: integers, (..., n, k), in the range of the kind.
+      kind: a name of `FORMATS`; "binary" holds -1 and +1.
+      width: words of a block, a positive multiple of 16.
+
+    Returns:
+      The packed numbers; what fills the last block up is the number 0 (or +1).
+
+    Raises:
+      TypeError: `q` is not an integer array.
+      ValueError: the kind or width does not exist, or (outside jit) a number is out of range.
+
+    >>> packed = pack(jnp.arange(-8, 8)[None], "int4", width=16)
+    >>> packed.words.shape, unpack(packed).tolist()[0][:4]
+    ((1, 16), [-8, -7, -6, -5])
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"pack: kind={kind!r}; valid: {', '.join(FORMATS)}")
+    if isinstance(width, bool) or width < 16 or width % 16:
+        nearest = max(16, round(width / 16) * 16)
+        raise ValueError(f"pack: width={width} must be a multiple of 16; nearest: {nearest}")
+    if not jnp.issubdtype(q.dtype, jnp.integer) or q.ndim < 2:
+        raise TypeError(f"pack: q must be integers of two axes or more, not {q.dtype}{q.shape}")
+    form = FORMATS[kind]
+    q = q.astype(jnp.int32)
+    if not isinstance(q, Tracer):
+        _check_range(q, kind, form)
+    fill = 1 if form.signs else 0
+    block = form.fields * width
+    pad = [(0, 0)] * (q.ndim - 1) + [(0, -q.shape[-1] % block)]
+    codes = form.encode(jnp.pad(q, pad, constant_values=fill)).astype(jnp.uint16)
+    codes = codes.reshape((*q.shape[:-1], -1, form.fields, width))
+    shift = jax.lax.broadcasted_iota(jnp.uint16, codes.shape, codes.ndim - 2)
+    words = jnp.sum(codes << (shift * jnp.uint16(form.bits)), axis=-2, dtype=jnp.uint16)
+    return Planar(words.reshape((*q.shape[:-1], -1)), kind, q.shape[-1], width)
+
+
+def _check_range(q: jax.Array, kind: str, form: Format) -> None:
+    wrong = (q < form.low) | (q > form.high)
+    if form.signs:
+        wrong |= q == 0
+    if bool(jnp.any(wrong)):
+        raise ValueError(
+            f"pack: q holds {int(q.reshape(-1)[jnp.argmax(wrong.reshape(-1))])}, which {kind!r} "
+            f"does not; its numbers go from {form.low} to {form.high}"
+        )
+
+
+def unpack(packed: Planar) -> jax.Array:
+    """Undoes `pack`.
+
+    Returns:
+      int8, or uint8 for "uint8", (..., n, k).
+
+    >>> unpack(pack(jnp.array([[1, -1, -1]]), "binary")).tolist()
+    [[1, -1, -1]]
+    """
+    form = packed.format
+    *lead, columns = packed.words.shape
+    words = packed.words.reshape((*lead, columns // packed.width, 1, packed.width))
+    shape = (*words.shape[:-2], form.fields, packed.width)
+    shift = jax.lax.broadcasted_iota(jnp.uint16, shape, len(shape) - 2) * jnp.uint16(form.bits)
+    codes = (words >> shift) & jnp.uint16(2**form.bits - 1)
+    values = form.decode(codes.astype(jnp.int32)).reshape((*lead, -1))
+    dtype = jnp.int8 if form.high < 128 else jnp.uint8
+    return jax.lax.slice_in_dim(values, 0, packed.length, axis=-1).astype(dtype)

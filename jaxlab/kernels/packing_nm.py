@@ -1,0 +1,93 @@
+"""N:M sparse weights as planes: the j-th kept block of every group is in plane j.
+
+A kernel rebuilds what stands at place i of every group from n selects, without scatter:
+`where(index[0] == i, values[0], where(index[1] == i, values[1], 0))`, and multiplies it with
+`x[:, i::m]` (in blocks, with the i-th block of every group of x).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.kernels.packing import LAYOUT_VERSION, Planar, pack, unpack
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NMPlanes:
+    """An (n_out, k) matrix of which n of every m consecutive blocks of k are kept.
+
+    Attributes:
+      values: (n, n_out, k / m), of any dtype; blocks of a group in the order of their places.
+      index: places in their groups, planar, (n, n_out, k / (m block)) before packing.
+      m: blocks of a group.
+      block: entries of a block.
+      version: of the layout.
+    """
+
+    values: jax.Array
+    index: Planar
+    m: int = dataclasses.field(metadata={"static": True})
+    block: int = dataclasses.field(default=1, metadata={"static": True})
+    version: int = dataclasses.field(default=LAYOUT_VERSION, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_out, k)."""
+        return self.values.shape[1], self.values.shape[2] * self.m
+
+
+def _index_kind(m: int) -> str:
+    return next(
+        k for k, most in (("uint1", 2), ("uint2", 4), ("uint4", 16), ("uint8", 256)) if m <= most
+    )
+
+
+def pack_nm(w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1) -> NMPlanes:
+    """Packs what a mask keeps; `unpack_nm` gives it back bit for bit, with zeros elsewhere.
+
+    Args:
+      w: (n_out, k), of any dtype.
+      mask: booleans of w's shape, with n whole blocks true in every group.
+      n: kept blocks of a group.
+      m: blocks of a group, at most 256; `m * block` must divide k.
+      block: entries of a block.
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    >>> w = jnp.array([[4, 0, 2, 0], [0, 3, 0, 1]])
+    >>> packed = pack_nm(w, w > 0, 2, 4)
+    >>> packed.values.tolist(), unpack_nm(packed).tolist() == w.tolist()
+    ([[[4], [3]], [[2], [1]]], True)
+    """
+    if not 1 <= n <= m <= 256:
+        raise ValueError(f"pack_nm: n={n}, m={m} must satisfy 1 <= n <= m <= 256")
+    if w.ndim != 2 or block < 1 or w.shape[1] % (m * block):
+        raise ValueError(f"pack_nm: m * block = {m * block} must divide the last axis of {w.shape}")
+    if mask.shape != w.shape:
+        raise ValueError(f"pack_nm: the mask of shape {mask.shape} is not w's, {w.shape}")
+    groups = w.shape[1] // (m * block)
+    split = (w.shape[0], groups, m, block)
+    kept = mask.reshape(split)[..., :1]
+    place = jax.lax.broadcasted_iota(jnp.int32, kept.shape, 2)
+    # Pruned blocks go last, under a number that a kept one can share only with itself.
+    order = jnp.sort(jnp.where(kept, place, jnp.full_like(place, m - 1)), axis=2)[:, :, :n]
+    values = jnp.take_along_axis(w.reshape(split), order, axis=2)
+    values = jnp.moveaxis(values, 2, 0).reshape(n, w.shape[0], groups * block)
+    index = jnp.moveaxis(order[..., 0], 2, 0)
+    return NMPlanes(values, pack(index, _index_kind(m), width=16), m, block)
+
+
+def unpack_nm(packed: NMPlanes) -> jax.Array:
+    """The dense (n_out, k) array of a packed one."""
+    n, rows, length = packed.values.shape
+    groups = length // packed.block
+    values = packed.values.reshape(n, rows, groups, 1, packed.block)
+    index = unpack(packed.index).astype(jnp.int32).reshape(n, rows, groups, 1, 1)
+    place = jax.lax.broadcasted_iota(jnp.int32, (1, 1, packed.m, 1), 2)
+    dense = jnp.zeros((rows, groups, packed.m, packed.block), values.dtype)
+    for j in range(n):
+        dense = jnp.where(index[j] == place, values[j], dense)
+    return dense.reshape(rows, groups * packed.m * packed.block)

@@ -1,0 +1,142 @@
+"""The product of activations with weights that are integers and scales."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.kernels import dispatch
+from jaxlab.kernels.packing import Planar
+from jaxlab.kernels.quantized_matmul.pallas_mosaic_gpu import mosaic_gpu
+from jaxlab.kernels.quantized_matmul.pallas_triton import triton
+from jaxlab.kernels.quantized_matmul.reference import reference, xla
+from jaxlab.kernels.quantized_matmul.shapes import Config, heuristics, problem_of
+
+KINDS = ("int8", "int4", "uint4")
+
+
+def quantized_matmul(
+    x: jax.Array,
+    packed: Planar,
+    scale: jax.Array,
+    zero: jax.Array | None = None,
+    *,
+    implementation: dispatch.Choice = None,
+    config: Config | None = None,
+    interpret: bool | None = None,
+) -> jax.Array:
+    """`y = x @ ((q - zero) * scale).T`, with q packed.
+
+    The reference sums in float32 and rounds once; the kernel likewise; XLA rounds the dequantised
+    weights to x's dtype first. Reverse mode gives gradients to x, `scale` and `zero`; under
+    `jax.vmap` over x alone it stays one product. On several devices call it inside
+    `jax.shard_map`.
+
+    Args:
+      x: floating, (..., k).
+      packed: q, (n, k), of kind "int8", "int4" or "uint4", from `pack`.
+      scale: floating, (groups, n): k / groups consecutive k share one.
+      zero: like `scale`; None is 0.
+      implementation: None takes the kernel where it was measured to win and XLA elsewhere; "xla",
+        "mosaic_gpu" or "triton" takes that one or raises; of a sequence, the first that can.
+      config: of "mosaic_gpu"; None takes the stored one, or a rule of thumb.
+      interpret: runs the kernel on a CPU.
+
+    Returns:
+      (..., n), in x's dtype.
+
+    Raises:
+      TypeError: x or a scale is not floating.
+      ValueError: shapes that do not fit, or an unknown name.
+      NotImplementedError: the implementation that was named does not handle this.
+
+    >>> from jaxlab.kernels.packing import pack
+    >>> q = pack(jnp.ones((2, 8), jnp.int8), "int4")
+    >>> quantized_matmul(jnp.ones((1, 8)), q, jnp.ones((2, 2))).tolist()
+    [[8.0, 8.0]]
+    """
+    check("quantized_matmul", x, packed, KINDS)
+    check_scales("quantized_matmul", packed, scale, zero)
+    return planar_matmul(
+        "quantized_matmul", x, packed, scale, zero, implementation, config, interpret
+    )
+
+
+def check(op: str, x: jax.Array, packed: Planar, kinds: tuple[str, ...]) -> None:
+    """What a product asks of its operands."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{op}: x must be floating, not {x.dtype}")
+    if packed.kind not in kinds:
+        raise ValueError(f"{op}: packed is of kind {packed.kind!r}; valid: {', '.join(kinds)}")
+    if packed.words.dtype != jnp.uint16 or packed.words.ndim != 2:
+        raise ValueError(
+            f"{op}: packed.words must be uint16 of two axes, as `pack` makes them, not "
+            f"{packed.words.dtype}{packed.words.shape}"
+        )
+    if x.ndim < 1 or x.shape[-1] != packed.length:
+        raise ValueError(f"{op}: x of shape {x.shape} does not end in k={packed.length}")
+
+
+def check_scales(op: str, packed: Planar, scale: jax.Array, zero: jax.Array | None) -> None:
+    """What a product asks of its scales."""
+    n, k = packed.shape
+    if not jnp.issubdtype(scale.dtype, jnp.floating):
+        raise TypeError(f"{op}: scale must be floating, not {scale.dtype}")
+    if scale.ndim != 2 or scale.shape[1] != n:
+        raise ValueError(f"{op}: scale of shape {scale.shape} must be (groups, {n})")
+    groups = scale.shape[0]
+    if groups < 1 or k % groups:
+        nearest = min((d for d in range(1, k + 1) if k % d == 0), key=lambda d: abs(d - groups))
+        raise ValueError(
+            f"{op}: scale has {groups} groups, which k={k} is no multiple of; nearest: {nearest}"
+        )
+    if zero is not None and (
+        zero.shape != scale.shape or not jnp.issubdtype(zero.dtype, jnp.floating)
+    ):
+        raise ValueError(f"{op}: zero must be floating{scale.shape}, not {zero.dtype}{zero.shape}")
+
+
+def planar_matmul(
+    op: str,
+    x: jax.Array,
+    packed: Planar,
+    scale: jax.Array,
+    zero: jax.Array | None,
+    implementation: dispatch.Choice,
+    config: Config | None,
+    interpret: bool | None,
+) -> jax.Array:
+    """The product of checked operands: what the ops on planar integers share."""
+    dispatch.names(op, implementation)
+    lead = x.shape[:-1]
+    rows = x.reshape((-1, x.shape[-1]))
+    if rows.shape[0] == 0:
+        return jnp.zeros((*lead, packed.shape[0]), x.dtype)
+    forward = functools.partial(_forward, op, implementation, config, interpret)
+    y = dispatch.with_rules(forward, reference)(rows, packed, (scale, zero))
+    return y.reshape((*lead, packed.shape[0]))
+
+
+def _forward(
+    op: str,
+    implementation: dispatch.Choice,
+    config: Config | None,
+    interpret: bool | None,
+    x: jax.Array,
+    packed: Planar,
+    floating: tuple[jax.Array, jax.Array | None],
+) -> jax.Array:
+    # Here and not before, so that a batch that was folded into the rows is counted.
+    problem = problem_of(x.shape[0], packed, floating[0].shape[0])
+    platform, kind = dispatch.device()
+    entry = dispatch.stored(op, kind, problem.key) if platform != "cpu" else None
+    if config is None:
+        config = Config(**entry["config"]) if entry else heuristics(problem)
+    kernels = {
+        "mosaic_gpu": functools.partial(mosaic_gpu, config=config, interpret=interpret),
+        "triton": functools.partial(triton, interpret=interpret),
+        "xla": xla,
+    }
+    return dispatch.run(
+        op, kernels, x, packed, floating, implementation=implementation, entry=entry
+    )

@@ -1,0 +1,60 @@
+"""What a product with packed integers means, and how XLA computes it."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlab.core.matrix import accumulator
+from jaxlab.kernels.packing import Planar, unpack
+
+
+def dequantize(packed: Planar, scale: jax.Array, zero: jax.Array | None = None) -> jax.Array:
+    """The dense (n, k) array `(q - zero) * scale`, in float32, or float64 for such scales.
+
+    Args:
+      packed: q, (n, k).
+      scale: floating, (groups, n).
+      zero: like `scale`, or None for 0.
+    """
+    n, k = packed.shape
+    groups = scale.shape[0]
+    dtype = accumulator(scale.dtype)
+    q = unpack(packed).astype(dtype).reshape(n, groups, k // groups)
+    if zero is not None:
+        q = q - zero.astype(dtype).T[:, :, None]
+    return (q * scale.astype(dtype).T[:, :, None]).reshape(n, k)
+
+
+def reference(
+    x: jax.Array, packed: Planar, floating: tuple[jax.Array, jax.Array | None]
+) -> jax.Array:
+    """`x @ dequantize(...).T`, every sum in float32 or better, rounded once to x's dtype."""
+    dense = dequantize(packed, *floating)
+    dtype = accumulator(x.dtype)
+    wide = jnp.matmul(x.astype(dtype), dense.astype(dtype).T, precision=lax.Precision.HIGHEST)
+    return wide.astype(x.dtype)
+
+
+def xla(x: jax.Array, packed: Planar, floating: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+    """The same with one product in x's dtype, which XLA may fuse the unpacking into.
+
+    A scale that belongs to a whole row of W multiplies the result, so that the integers meet x
+    exactly. With one row of x it is a sum of products, which needs no dense array at all.
+    """
+    scale, zero = floating
+    dtype = accumulator(x.dtype)
+    per_row = scale.shape[0] == 1 and zero is None
+    dense = unpack(packed) if per_row else dequantize(packed, scale, zero)
+    contract = _sum if x.shape[0] == 1 else _dot
+    wide = contract(x, dense.astype(x.dtype), dtype)
+    if per_row:
+        wide = wide * scale.astype(dtype)
+    return wide.astype(x.dtype)
+
+
+def _dot(x: jax.Array, dense: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return lax.dot_general(x, dense, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+
+
+def _sum(x: jax.Array, dense: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return jnp.sum(x.astype(dtype) * dense.astype(dtype), axis=1)[None]
