@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = (
 if version("jaxlib").startswith("0.10."):
     # The other emitters of these versions compile in two thirds of the time.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAXLAB_TEST_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Many tests compile the same programs. The folder is this session's, which its workers share.
     folder = tempfile.mkdtemp(prefix="jaxlab-tests-")

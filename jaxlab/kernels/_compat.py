@@ -49,14 +49,11 @@ def kernel(
     interpret: bool,
 ) -> Callable[..., Any]:
     """`plgpu.kernel` with the semantics that every version has: whole warpgroups."""
-    if VERSION < (0, 11):
-        names = {"out_shape": out, "scratch_shapes": scratch}
-    else:
-        names = {"out_type": out, "scratch_types": scratch}
     semantics = plgpu.LoweringSemantics.Warpgroup
     return plgpu.kernel(
         body,
-        **names,
+        out_type=out,
+        scratch_types=scratch,
         compiler_params=plgpu.CompilerParams(lowering_semantics=semantics),
         grid=grid,
         grid_names=grid_names,

@@ -45,16 +45,11 @@ def xla(x: jax.Array, packed: Planar, floating: tuple[jax.Array, jax.Array | Non
     dtype = accumulator(x.dtype)
     per_row = scale.shape[0] == 1 and zero is None
     dense = unpack(packed) if per_row else dequantize(packed, scale, zero)
-    contract = _sum if x.shape[0] == 1 else _dot
-    wide = contract(x, dense.astype(x.dtype), dtype)
+    if x.shape[0] == 1:
+        wide = jnp.sum(x.astype(dtype) * dense.astype(dtype), axis=1)[None]
+    else:
+        contract = (((1,), (1,)), ((), ()))
+        wide = lax.dot_general(x, dense.astype(x.dtype), contract, preferred_element_type=dtype)
     if per_row:
         wide = wide * scale.astype(dtype)
     return wide.astype(x.dtype)
-
-
-def _dot(x: jax.Array, dense: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return lax.dot_general(x, dense, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
-
-
-def _sum(x: jax.Array, dense: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return jnp.sum(x.astype(dtype) * dense.astype(dtype), axis=1)[None]

@@ -108,14 +108,17 @@ def refuse(problem: Problem, config: Config) -> str:
 def _cuts(problem: Problem) -> Iterator[Config]:
     for split in (1, 2, 4):
         for tiles, ways in ((1, 4), (2, 2), (1, 2), (4, 1), (2, 1), (1, 1)):
-            for stages in (6, 4, 3, 2):
-                config = Config(tiles, ways, stages, split)
-                if not refuse(problem, config):
-                    yield config
-                    break
+            fitting = [
+                config
+                for stages in (6, 4, 3, 2)
+                if not refuse(problem, config := Config(tiles, ways, stages, split))
+            ]
+            # As deep as fits, and as deep as fits twice.
+            halves = [c for c in fitting if 2 * problem.shared_bytes(c) <= SHARED_BYTES]
+            yield from dict.fromkeys([*fitting[:1], *halves[:1]])
 
 
-def candidates(problem: Problem, most: int = 8) -> list[Config]:
+def candidates(problem: Problem, most: int = 10) -> list[Config]:
     """Configurations that suit, those that fill the machine evenly first.
 
     >>> candidates(Problem(16, 8192, 8192, "int4", 128, 64))[0]

@@ -1,0 +1,95 @@
+"""Packed numbers come back, stand where the layout says, and meet the kernel's bit tricks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.kernels.packing import FORMATS, Planar, pack, unpack
+from jaxlab.kernels.packing_nm import pack_nm, unpack_nm
+from jaxlab.kernels.unpacking import bfloat16_field
+
+KINDS = sorted(FORMATS)
+
+
+def numbers(kind, shape, seed=0):
+    form = FORMATS[kind]
+    q = np.random.default_rng(seed).integers(form.low, form.high + 1, shape)
+    return np.where(q > 0, 1, -1) if form.signs else q
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip_under_jit(kind):
+    def back(qs):
+        return [unpack(pack(q, kind, width=16)) for q in qs]
+
+    qs = [numbers(kind, (64, k)) for k in (64, 128, 384)]
+    for q, got in zip(qs, jax.jit(back)([jnp.asarray(q) for q in qs]), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), q)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_numbers_of_an_odd_size_come_back(kind):
+    back = jax.jit(lambda q: unpack(pack(q, kind, width=32)))
+    for case in range(25):
+        q = numbers(kind, (5, 137), case)
+        np.testing.assert_array_equal(np.asarray(back(jnp.asarray(q))), q)
+
+
+def test_the_layout_is_the_documented_one():
+    kind, width = "uint4", 32
+    q = numbers(kind, (3, 4 * width * 2))
+    words = np.asarray(pack(jnp.asarray(q), kind, width=width).words)
+    for block, p, c in [(0, 0, 0), (0, 3, 5), (1, 2, 31), (1, 0, 7)]:
+        field = (words[:, block * width + c] >> (4 * p)) & 15
+        np.testing.assert_array_equal(field, q[:, (block * 4 + p) * width + c])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "uint4", "ternary", "binary"])
+def test_bit_tricks_give_every_number_exactly(kind):
+    form = FORMATS[kind]
+    every = [v for v in range(form.low, form.high + 1) if not (form.signs and v == 0)]
+    q = jnp.asarray(np.resize(every, (4, 16 * form.fields)))
+    packed = pack(q, kind, width=16)
+    got = [bfloat16_field(packed.words, kind, p) for p in range(form.fields)]
+    assert got[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.concatenate([np.asarray(g, np.int32) for g in got], 1), q)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "block"), [(1, 4, 1), (2, 4, 1), (1, 8, 1), (2, 8, 1), (4, 8, 1), (1, 2, 4)]
+)
+def test_sparse_planes_come_back(n, m, block):
+    rng = np.random.default_rng(m + n)
+    blocks = rng.random((6, 384 // (m * block), m)).argsort(-1) < n
+    mask = np.repeat(blocks.reshape(6, -1), block, 1)
+    w = jnp.where(mask, jnp.asarray(rng.normal(size=mask.shape), jnp.bfloat16), jnp.bfloat16(0))
+    packed = jax.jit(lambda w, mask: pack_nm(w, mask, n, m, block=block))(w, jnp.asarray(mask))
+    np.testing.assert_array_equal(np.asarray(unpack_nm(packed)), np.asarray(w))
+    assert packed.values.size * m == w.size * n
+
+
+def test_a_tree_like_others():
+    packed = pack(jnp.ones((4, 64), jnp.int8), "int4", width=16)
+    leaves, tree = jax.tree.flatten(packed)
+    assert [x.dtype for x in leaves] == [jnp.uint16]
+    back = jax.tree.unflatten(tree, leaves)
+    assert isinstance(back, Planar)
+    assert (back.kind, back.shape, back.version) == ("int4", (4, 64), 1)
+
+
+@pytest.mark.parametrize(
+    ("q", "kind", "width", "says"),
+    [
+        ([[8]], "int4", 16, "q holds 8"),
+        ([[0]], "binary", 16, "q holds 0"),
+        ([[1]], "int5", 16, "kind='int5'"),
+        ([[1]], "int4", 20, "nearest: 16"),
+        ([[1.0]], "int4", 16, "must be integers"),
+    ],
+)
+def test_bad_arguments_are_named(q, kind, width, says):
+    with pytest.raises((ValueError, TypeError), match=says.replace("[", r"\[")):
+        pack(jnp.asarray(q), kind, width=width)
+    with pytest.raises(ValueError, match="m \\* block"):
+        pack_nm(jnp.ones((2, 6)), jnp.ones((2, 6), bool), 2, 4)
