@@ -1,6 +1,6 @@
 """The same products by torch, where it is installed: cuBLAS and tinygemm, in CUDA graphs."""
 
-import statistics
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +10,7 @@ from benchmarks.kernel_timing import LEAST_CALLS, REPEATS, Times, copies_of, sum
 def peers(kind: str, rows: int, size: int) -> dict[str, Any]:
     """Times by name; an error's text where a peer fails. Nothing without torch or CUDA."""
     try:
-        import torch
+        torch = importlib.import_module("torch")
     except ImportError:
         return {}
     if not torch.cuda.is_available():
@@ -83,5 +83,4 @@ def _time(torch: Any, fn: Callable[..., Any], xs: list[Any], weights: list[Any])
             once.append(start.elapsed_time(end) / 1e3 / (4 * len(xs)))
         seconds.append(once)
     del kept
-    assert statistics.median(seconds[0]) > 0
     return summary(seconds)

@@ -28,6 +28,7 @@ from jaxlab.kernels.quantized_matmul import Config, Problem, candidates
 from jaxlab.kernels.quantized_matmul.pallas_mosaic_gpu import mosaic_gpu
 from jaxlab.kernels.quantized_matmul.pallas_triton import triton
 from jaxlab.kernels.quantized_matmul.reference import reference, xla
+from jaxlab.kernels.quantized_matmul.shapes import refuse
 
 # A bfloat16 result, with weights that XLA rounds to bfloat16 first.
 TOLERANCE = 1e-2
@@ -90,14 +91,18 @@ def tries(problem: Problem, tune: bool, best: list[dict[str, Any]]) -> list[Conf
     own = candidates(problem, 10 if tune else 2)
     if tune:
         return [*own, *(Config(**{**vars(c), "fast": False}) for c in own[:1])]
-    fitting = [Config(**b) for b in best if Config(**b) in candidates(problem, 1000)]
+    fitting = [Config(**b) for b in best if not refuse(problem, Config(**b))]
     return list(dict.fromkeys([*fitting[:1], *own[: 1 if fitting else 2]]))
 
 
 def cell(case: Case, size: int, rows: int, tune: bool, best: list[Any], bandwidth: float) -> Any:
     """All rows of the table for one kind, size and number of rows."""
     result: dict[str, Any] = {"kind": case.kind, "size": size, "rows": rows, "ours": []}
-    for width in case.widths if tune or not best else {b["width"]: 0 for b in best}:
+    known = {b["width"] for b in best}
+    suiting = [
+        w for w in case.widths if candidates(Problem(rows, size, size, case.kind, case.group, w))
+    ]
+    for width in [w for w in suiting if w in known and not tune] or suiting:
         problem = Problem(rows, size, size, case.kind, case.group, width)
         weights = random_weights(problem)
         calls = max(kernel_timing.LEAST_CALLS, len(weights.each))
@@ -108,8 +113,8 @@ def cell(case: Case, size: int, rows: int, tune: bool, best: list[Any], bandwidt
             result["xla packed"] = attempt(xla, xs, weights.each, expected)
             fn = functools.partial(triton, interpret=None)
             result["triton"] = attempt(fn, xs, weights.each, expected)
-        known = [{k: v for k, v in b.items() if k != "width"} for b in best]
-        for config in tries(problem, tune, known):
+        elsewhere = [{k: v for k, v in b.items() if k != "width"} for b in best]
+        for config in tries(problem, tune, elsewhere):
             fn = functools.partial(mosaic_gpu, config=config, interpret=None)
             got = attempt(fn, xs, weights.each, expected)
             result["ours"].append(
@@ -142,9 +147,9 @@ def show(name: str, entry: dict[str, Any]) -> str:
     """One row of a cell's table, in short."""
     timed = ranked(entry["ours"])
     parts = [f"floor {entry['floor']}"]
-    for peer in ("dense", "xla packed", "triton", *entry.get("torch", {})):
+    for peer in ("bf16", "xla packed", "triton", *entry.get("torch", {})):
         got = entry.get("torch", {}).get(peer) or entry.get(peer, {})
-        parts.append(f"{peer} {got.get('us', next(iter(got.values()), 'none'))}")
+        parts.append(f"{peer} {got.get('us', str(next(iter(got.values()), 'none'))[:60])}")
     best = f"{timed[0]['us']} ({timed[0]['low']}-{timed[0]['high']})" if timed else "none"
     return f"{name}: " + " | ".join([*parts, f"OURS {best}"])
 
@@ -153,7 +158,7 @@ def measure(op: str, folder: str, tune: bool, seconds: float, redo: bool) -> Non
     """Measures what is not stored yet, most important cells first, until the time is up."""
     began = time.monotonic()
     name = f"kernels_{op}"
-    result = (None if redo else records.load(name, folder)) or {"cells": {}, "dense": {}}
+    result = (None if redo else records.load(name, folder)) or {"cells": {}, "bf16": {}}
     result["bandwidth"] = kernel_timing.copy_bandwidth()
     result["layout"] = LAYOUT_VERSION
     print(f"copy: {result['bandwidth'] / 1e12:.2f} TB/s")
@@ -166,13 +171,13 @@ def measure(op: str, folder: str, tune: bool, seconds: float, redo: bool) -> Non
                 print(f"time is up before {key}; run again to go on")
                 return
             at = f"{size} b{rows}"
-            if at not in result["dense"]:
-                result["dense"][at] = dense(size, rows)
+            if at not in result["bf16"]:
+                result["bf16"][at] = dense(size, rows)
             first = result["cells"].get(f"{case.kind} {CELLS[0][0]} b{CELLS[0][1]}", {})
             best = [{**o["config"], "width": o["width"]} for o in ranked(first.get("ours", []))[:3]]
             tuned = tune and (size, rows) == CELLS[0]
             entry = cell(case, size, rows, tuned, best[:1], result["bandwidth"])
-            entry["dense"] = result["dense"][at]
+            entry["bf16"] = result["bf16"][at]
             entry["torch"] = peers(case.kind, rows, size)
             result["cells"][key] = entry
             records.store(name, result, folder)
@@ -185,7 +190,7 @@ def write_configs(op: str, file: str) -> None:
     entries = {}
     for name, entry in record["result"]["cells"].items():
         timed = ranked(entry["ours"])
-        others = [entry[p]["us"] for p in ("dense", "xla packed") if "us" in entry[p]]
+        others = [entry[p]["us"] for p in ("bf16", "xla packed") if "us" in entry[p]]
         if not timed or not others or timed[0]["us"] * MARGIN > min(others):
             print(f"{name}: XLA stays")
             continue
@@ -211,7 +216,7 @@ def write_configs(op: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--op", choices=sorted(OPS), required=True)
     parser.add_argument("--folder", default="", help="results go there, not beside the others")
     parser.add_argument("--tune", action="store_true", help="tries every configuration that suits")

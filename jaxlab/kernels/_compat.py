@@ -70,6 +70,11 @@ def load(ref: Any, layout: Any, *, optimized: bool = True) -> jax.Array:
     return plgpu.load(ref, layout=layout, optimized=optimized)
 
 
+def sums(rows: int, columns: int) -> Any:
+    """Scoped registers that tensor-core products add to, in float32, 0 at first."""
+    return plgpu.ACC((rows, columns), jnp.float32)  # pyright: ignore[reportPrivateImportUsage]
+
+
 def transposed(ref: Any) -> Any:
     """The transpose of a reference of two axes."""
     return plgpu.transpose_ref(ref, (1, 0)) if VERSION < (0, 11) else ref.T

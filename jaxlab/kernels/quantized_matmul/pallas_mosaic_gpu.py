@@ -103,7 +103,7 @@ def _build(
                     multiply(acc, w, x_smem, range(g * each, (g + 1) * each))
                     return acc[...]
 
-                part = pl.run_scoped(product, plgpu.ACC((TILE, columns), jnp.float32))
+                part = pl.run_scoped(product, _compat.sums(TILE, columns))
                 at = s_smem.at[way * grouped + g, pl.ds(tile * TILE, TILE)]
                 total = total + part * broadcast(load(at, layout.reduce(1)))
             return total
@@ -118,7 +118,7 @@ def _build(
                     pipeline(acc)
                     return acc[...]
 
-                total = pl.run_scoped(product, plgpu.ACC((TILE, columns), jnp.float32))
+                total = pl.run_scoped(product, _compat.sums(TILE, columns))
                 at = s_gmem.at[0, pl.ds(row * rows + tile * TILE, TILE)]
                 scale = load(at, layout.reduce(1), optimized=False)
                 total = total * broadcast(scale)
