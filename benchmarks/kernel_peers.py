@@ -1,10 +1,11 @@
-"""The same products by torch, where it is installed: cuBLAS and tinygemm, in CUDA graphs."""
+"""The same products by torch, where it is installed, in CUDA graphs: cuBLAS and what it offers."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.kernel_timing import LEAST_CALLS, REPEATS, Times, copies_of, summary
+from kernel_timing import REPEATS, Times, copies_of, summary
 
 
 def peers(kind: str, rows: int, size: int) -> dict[str, Any]:
@@ -15,20 +16,20 @@ def peers(kind: str, rows: int, size: int) -> dict[str, Any]:
         return {}
     if not torch.cuda.is_available():
         return {}
-    made: dict[str, Callable[[Any, int, int], Any]] = {"torch bf16": _dense}
-    made |= {"torch tinygemm int4": _tinygemm} if kind in _FOUR_BITS else {}
-    results: dict[str, Any] = {}
-    for name, make in made.items():
-        try:
-            with torch.no_grad():
-                results[name] = _time(torch, *make(torch, rows, size)).as_dict()
-        except Exception as error:
-            results[name] = {"error": f"{type(error).__name__}: {str(error)[:120]}"}
+    made = {"torch bf16": _dense, **_OF_KIND.get(kind, {})}
+    return {name: _timed(make, rows, size) for name, make in made.items()}
+
+
+@functools.cache
+def _timed(make: Callable[[Any, int, int], Any], rows: int, size: int) -> dict[str, Any]:
+    torch = importlib.import_module("torch")
+    try:
+        with torch.no_grad():
+            return _time(torch, *make(torch, rows, size)).as_dict()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {str(error)[:120]}"}
+    finally:
         torch.cuda.empty_cache()
-    return results
-
-
-_FOUR_BITS = ("int4",)
 
 
 def _dense(torch: Any, rows: int, size: int) -> Any:
@@ -52,14 +53,29 @@ def _tinygemm(torch: Any, rows: int, size: int) -> Any:
     )
 
 
+def _semi_structured(torch: Any, rows: int, size: int) -> Any:
+    weights = []
+    for _ in range(copies_of(size * size)):
+        dense = torch.randn(size, size, dtype=torch.bfloat16, device="cuda")
+        kept = torch.tensor([1, 1, 0, 0], dtype=torch.bool, device="cuda").tile(size, size // 4)
+        weights.append(torch.sparse.to_sparse_semi_structured(dense * kept))
+    product = torch.nn.functional.linear
+    return product, _inputs(torch, rows, size, len(weights)), weights
+
+
 def _inputs(torch: Any, rows: int, size: int, copies: int) -> list[Any]:
-    calls = max(copies, LEAST_CALLS)
-    return [torch.randn(rows, size, dtype=torch.bfloat16, device="cuda") for _ in range(calls)]
+    return [torch.randn(rows, size, dtype=torch.bfloat16, device="cuda") for _ in range(copies)]
+
+
+_OF_KIND: dict[str, dict[str, Callable[[Any, int, int], Any]]] = {
+    "int4": {"torch tinygemm int4": _tinygemm},
+    "2:4": {"torch semi-structured": _semi_structured},
+}
 
 
 def _time(torch: Any, fn: Callable[..., Any], xs: list[Any], weights: list[Any]) -> Times:
     def every() -> list[Any]:
-        return [fn(x, weights[i % len(weights)]) for i, x in enumerate(xs)]
+        return [fn(x, w) for x, w in zip(xs, weights, strict=True)]
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

@@ -1,9 +1,11 @@
 """Times of products with weights that do not stay in a cache.
 
-Copies of the weights of more than 100 MB take turns, every call has its own input, many calls are
-one program, and several programs are under way before the clock is read.
+Every call has its own weights and its own input, the weights weigh more than 100 MB together, many
+calls are one program, and several programs are under way before the clock is read. What the kernels
+of a call take on the device, and what a call takes with all that is around it, are two numbers.
 """
 
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,20 +21,28 @@ REPEATS = 5
 
 
 class Times(NamedTuple):
-    """Microseconds of one call: the best of medians, and the spread of all."""
+    """Microseconds of one call: the best of medians, and the spread of all.
+
+    Attributes:
+      us: with starting it.
+      low: the least of those.
+      high: the greatest.
+      device_us: of the kernels alone, as CUPTI has it; None where it cannot be had.
+    """
 
     us: float
     low: float
     high: float
+    device_us: float | None = None
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
-        return {name: round(value, 2) for name, value in self._asdict().items()}
+        return {n: round(v, 2) for n, v in self._asdict().items() if v is not None}
 
 
 def copies_of(nbytes: int) -> int:
-    """How many weights take turns."""
-    return max(4, int(-(-ROTATED_BYTES // nbytes)))
+    """How many weights take turns: as many as calls, or XLA would merge calls that share them."""
+    return max(LEAST_CALLS, int(-(-ROTATED_BYTES // nbytes)))
 
 
 def summary(per_call: Sequence[Sequence[float]]) -> Times:
@@ -43,19 +53,19 @@ def summary(per_call: Sequence[Sequence[float]]) -> Times:
 
 
 def time_calls(fn: Callable[..., jax.Array], xs: Sequence[Any], weights: Sequence[Any]) -> Times:
-    """Times `fn(x, *weight)` over all weights in turn.
+    """Times `fn(x, *weight)` over all weights.
 
     Args:
       fn: the product.
       xs: inputs, one for each call.
-      weights: tuples of the other arguments.
+      weights: tuples of the other arguments, likewise.
     """
     # Traced and lowered once, however often it is called.
     inner = jax.jit(fn)
 
     @jax.jit
     def program(xs: Sequence[Any], weights: Sequence[Any]) -> list[jax.Array]:
-        return [inner(x, *weights[i % len(weights)]) for i, x in enumerate(xs)]
+        return [inner(x, *w) for x, w in zip(xs, weights, strict=True)]
 
     for _ in range(2):
         jax.block_until_ready(program(xs, weights))
@@ -68,7 +78,19 @@ def time_calls(fn: Callable[..., jax.Array], xs: Sequence[Any], weights: Sequenc
             jax.block_until_ready(outs)
             once.append((time.perf_counter() - began) / (4 * len(xs)))
         seconds.append(once)
-    return summary(seconds)
+    return summary(seconds)._replace(device_us=on_device(program, xs, weights))
+
+
+def on_device(
+    program: Callable[..., Any], xs: Sequence[Any], weights: Sequence[Any]
+) -> float | None:
+    """Microseconds of a call's kernels; None without a GPU."""
+    if jax.devices()[0].platform == "cpu":
+        return None
+    profiler = importlib.import_module("jax.experimental.mosaic.gpu.profiler")
+    measured = profiler.Cupti(finalize=False).measure(program, iterations=REPEATS)
+    _, milliseconds = measured(xs, weights)
+    return statistics.median(milliseconds) * 1e3 / len(xs)
 
 
 def inputs(rows: int, k: int, calls: int) -> list[jax.Array]:

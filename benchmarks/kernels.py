@@ -1,78 +1,46 @@
 """Products with packed weights: our kernels, XLA and torch, with a floor; and their best tiles.
 
-    PYTHONPATH=. python benchmarks/kernels.py --op=quantized_matmul --tune --folder=F
-    PYTHONPATH=. python benchmarks/kernels.py --op=quantized_matmul --write-configs=F/NAME.json
+    python benchmarks/kernels.py                       # on a GPU; the same again goes on
+    python benchmarks/kernels.py --op=nm_matmul --redo
+    python benchmarks/kernels.py --write-configs       # anywhere, from what is stored
 
-The first continues what is stored, cell by cell, and stops in time. The second, on any machine,
-writes which shapes the kernel takes by itself: those where it beat everything of XLA by a tenth.
+The last writes which shapes the kernels take by themselves: those where they beat everything of XLA
+by a tenth. The floor is reading the weights and x and writing y at the bandwidth of a copy.
 """
 
-import argparse
-import functools
 import json
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants room, too
 
 import jax
 import jax.numpy as jnp
+import kernel_timing
+import records
+from absl import app, flags
+from claim import stored
+from kernel_cases import OPS, Case, cases
+from kernel_peers import peers
 
-from benchmarks import kernel_timing, records
-from benchmarks.kernel_peers import peers
 from jaxlab.kernels import dispatch
-from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar
-from jaxlab.kernels.quantized_matmul import Config, Problem, candidates
-from jaxlab.kernels.quantized_matmul.pallas_mosaic_gpu import mosaic_gpu
-from jaxlab.kernels.quantized_matmul.pallas_triton import triton
-from jaxlab.kernels.quantized_matmul.reference import reference, xla
-from jaxlab.kernels.quantized_matmul.shapes import refuse
+from jaxlab.kernels.packing import LAYOUT_VERSION
+from jaxlab.kernels.streamed import Config
 
+_OP = flags.DEFINE_enum("op", "", ["", *OPS], "Only this one.")
+_FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
+_SECONDS = flags.DEFINE_float("seconds", 500, "No cell is begun after these.")
+_REDO = flags.DEFINE_bool("redo", False, "Forgets what is stored of the op.")
+_WRITE = flags.DEFINE_bool("write_configs", False, "Stores which shapes the kernels take.")
+
+NAME = "kernels"
 # A bfloat16 result, with weights that XLA rounds to bfloat16 first.
 TOLERANCE = 1e-2
 MARGIN = 1.1
-
-
-class Case(NamedTuple):
-    """A kind of weights, its group of a scale (0: a row) and the widths of a block to try."""
-
-    kind: str
-    group: int
-    widths: tuple[int, ...]
-
-
-OPS = {
-    "quantized_matmul": (Case("int4", 128, (64,)), Case("int8", 0, (64,))),
-    "binary_matmul": (Case("binary", 0, (64, 32)), Case("ternary", 0, (64,))),
-}
-# The first is tuned; the others take what was best there, and what suits them.
-CELLS = [(8192, 16), (8192, 1), (8192, 8), (4096, 16), (4096, 1)]
-CELLS += [(8192, 32), (8192, 64), (4096, 8), (4096, 32), (4096, 64)]
-
-
-class Weights(NamedTuple):
-    """Copies that take turns, and what they weigh."""
-
-    each: list[tuple[Planar, tuple[jax.Array, None]]]
-    nbytes: int
-
-
-def random_weights(problem: Problem) -> Weights:
-    """Random bits are random weights, of any kind."""
-    fields = FORMATS[problem.kind].fields
-    groups = problem.k // problem.group if problem.group else 1
-    nbytes = 2 * problem.n * problem.k // fields + 2 * groups * problem.n
-
-    @jax.jit
-    def make(key: jax.Array) -> tuple[Planar, tuple[jax.Array, None]]:
-        words = jax.random.bits(key, (problem.n, problem.k // fields), jnp.uint16)
-        scale = jax.random.uniform(key, (groups, problem.n), jnp.bfloat16, 0.5, 1.5)
-        return Planar(words, problem.kind, problem.k, problem.width), (scale, None)
-
-    keys = jax.random.split(jax.random.key(1), kernel_timing.copies_of(nbytes))
-    return Weights([make(key) for key in keys], nbytes)
+# Size and rows. At the first every configuration is tried that suits; elsewhere the best there.
+CELLS = ((8192, 16), (8192, 1), (4096, 16), (8192, 64), (4096, 1), (8192, 8), (8192, 32))
 
 
 def attempt(fn: Any, xs: Any, weights: Any, expected: jax.Array) -> dict[str, Any]:
@@ -86,50 +54,54 @@ def attempt(fn: Any, xs: Any, weights: Any, expected: jax.Array) -> dict[str, An
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
 
 
-def tries(problem: Problem, tune: bool, best: list[dict[str, Any]]) -> list[Config]:
-    """Configurations for a cell: all that are worth it, or the winners elsewhere and the rule's."""
-    own = candidates(problem, 10 if tune else 2)
-    if tune:
-        return [*own, *(Config(**{**vars(c), "fast": False}) for c in own[:1])]
-    fitting = [Config(**b) for b in best if not refuse(problem, Config(**b))]
-    return list(dict.fromkeys([*fitting[:1], *own[: 1 if fitting else 2]]))
+def cost(timed: dict[str, Any]) -> float:
+    """What is compared: time on the device, or where that is not known all of it."""
+    return timed.get("device_us", timed.get("us", float("inf")))
 
 
-def cell(case: Case, size: int, rows: int, tune: bool, best: list[Any], bandwidth: float) -> Any:
+def tried(case: Case, best: list[dict[str, Any]]) -> list[Config]:
+    """All that suits where nothing is known; otherwise the winners, and the rule of thumb."""
+    own = case.problem.plan.candidates(2 if best else 6)
+    fitting = [c for c in (Config(**b) for b in best) if not case.problem.plan.refuse(c)]
+    return list(dict.fromkeys([*fitting[:1], *own[: 1 if fitting else 6]]))
+
+
+def ours(case: Case, xs: Any, expected: jax.Array, best: list[dict[str, Any]]) -> list[Any]:
+    """Every configuration that is tried, with its times."""
+    found: list[dict[str, Any]] = []
+
+    def add(config: Config) -> None:
+        got = attempt(case.kernel(config), xs, case.weights, expected)
+        found.append({"key": case.problem.key, "config": vars(config), **got})
+        print("   ", tuple(vars(config).values()), {k: v for k, v in got.items() if k != "off"})
+
+    for config in tried(case, best):
+        add(config)
+    if not best and ranked(found):
+        winner = ranked(found)[0]["config"]
+        for change in ({"in_flight": 2}, {"in_flight": 8}, {"fast": False}):
+            add(Config(**{**winner, **change}))
+    return found
+
+
+def cell(op: str, kind: str, size: int, rows: int, best: Any, bandwidth: float) -> Any:
     """All rows of the table for one kind, size and number of rows."""
-    result: dict[str, Any] = {"kind": case.kind, "size": size, "rows": rows, "ours": []}
-    known = {b["width"] for b in best}
-    suiting = [
-        w for w in case.widths if candidates(Problem(rows, size, size, case.kind, case.group, w))
-    ]
-    for width in [w for w in suiting if w in known and not tune] or suiting:
-        problem = Problem(rows, size, size, case.kind, case.group, width)
-        weights = random_weights(problem)
-        calls = max(kernel_timing.LEAST_CALLS, len(weights.each))
-        xs = kernel_timing.inputs(rows, size, calls)
-        expected = jax.jit(reference)(xs[0], *weights.each[0])
+    result: dict[str, Any] = {"op": op, "kind": kind, "size": size, "rows": rows, "ours": []}
+    for case in cases(op, kind, rows, size):
+        xs = kernel_timing.inputs(rows, size, len(case.weights))
+        expected = jax.jit(case.reference)(xs[0], *case.weights[0])
         if "xla packed" not in result:
-            result["floor"] = round((weights.nbytes + 4 * rows * size) / bandwidth * 1e6, 2)
-            result["xla packed"] = attempt(xla, xs, weights.each, expected)
-            fn = functools.partial(triton, interpret=None)
-            result["triton"] = attempt(fn, xs, weights.each, expected)
-        elsewhere = [{k: v for k, v in b.items() if k != "width"} for b in best]
-        for config in tries(problem, tune, elsewhere):
-            fn = functools.partial(mosaic_gpu, config=config, interpret=None)
-            got = attempt(fn, xs, weights.each, expected)
-            result["ours"].append(
-                {"key": problem.key, "width": width, "config": vars(config), **got}
-            )
-            print("   ", vars(config), width, {k: v for k, v in got.items() if k != "off"})
+            result["floor"] = round((case.nbytes + 4 * rows * size) / bandwidth * 1e6, 2)
+            result["xla packed"] = attempt(case.xla, xs, case.weights, expected)
+        result["ours"] += ours(case, xs, expected, best)
     return result
 
 
 def dense(size: int, rows: int) -> dict[str, Any]:
     """bfloat16 weights by XLA."""
-    copies = kernel_timing.copies_of(2 * size * size)
-    keys = jax.random.split(jax.random.key(2), copies)
+    keys = jax.random.split(jax.random.key(2), kernel_timing.copies_of(2 * size * size))
     weights = [(jax.random.normal(key, (size, size), jnp.bfloat16),) for key in keys]
-    xs = kernel_timing.inputs(rows, size, max(kernel_timing.LEAST_CALLS, copies))
+    xs = kernel_timing.inputs(rows, size, len(keys))
 
     def product(x: jax.Array, w: jax.Array) -> jax.Array:
         wide = jnp.matmul(x, w.T, preferred_element_type=jnp.float32)
@@ -138,93 +110,105 @@ def dense(size: int, rows: int) -> dict[str, Any]:
     return attempt(product, xs, weights, jax.jit(product)(xs[0], *weights[0]))
 
 
-def ranked(ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def ranked(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Configurations that ran and were right, fastest first."""
-    return sorted((o for o in ours if "us" in o), key=lambda o: o["us"])
+    return sorted((o for o in found if "us" in o), key=cost)
 
 
 def show(name: str, entry: dict[str, Any]) -> str:
     """One row of a cell's table, in short."""
-    timed = ranked(entry["ours"])
     parts = [f"floor {entry['floor']}"]
-    for peer in ("bf16", "xla packed", "triton", *entry.get("torch", {})):
-        got = entry.get("torch", {}).get(peer) or entry.get(peer, {})
-        parts.append(f"{peer} {got.get('us', str(next(iter(got.values()), 'none'))[:60])}")
-    best = f"{timed[0]['us']} ({timed[0]['low']}-{timed[0]['high']})" if timed else "none"
-    return f"{name}: " + " | ".join([*parts, f"OURS {best}"])
+    for peer in ("bf16", "xla packed", *entry["torch"]):
+        got = entry["torch"].get(peer) or entry[peer]
+        parts.append(f"{peer} {cost(got):.1f}")
+    best = ranked(entry["ours"])
+    mine = f"{cost(best[0]):.2f} ({best[0]['us']})" if best else str(entry["ours"])[:200]
+    return f"{name}: " + " | ".join([*parts, f"OURS {mine}"])
 
 
-def measure(op: str, folder: str, tune: bool, seconds: float, redo: bool) -> None:
+def measure() -> None:
     """Measures what is not stored yet, most important cells first, until the time is up."""
     began = time.monotonic()
-    name = f"kernels_{op}"
-    result = (None if redo else records.load(name, folder)) or {"cells": {}, "bf16": {}}
+    result = records.load(NAME, _FOLDER.value) or {"cells": {}, "bf16": {}}
+    ops = [_OP.value] if _OP.value else list(OPS)
+    kinds = [(op, kind) for op in ops for kind in OPS[op]]
+    if _REDO.value:
+        result["cells"] = {k: c for k, c in result["cells"].items() if c["op"] not in ops}
     result["bandwidth"] = kernel_timing.copy_bandwidth()
     result["layout"] = LAYOUT_VERSION
     print(f"copy: {result['bandwidth'] / 1e12:.2f} TB/s")
     for size, rows in CELLS:
-        for case in OPS[op]:
-            key = f"{case.kind} {size} b{rows}"
+        for op, kind in kinds:
+            key = f"{op} {kind} {size} b{rows}"
             if key in result["cells"]:
                 continue
-            if time.monotonic() - began > seconds:
+            if time.monotonic() - began > _SECONDS.value:
                 print(f"time is up before {key}; run again to go on")
                 return
             at = f"{size} b{rows}"
             if at not in result["bf16"]:
                 result["bf16"][at] = dense(size, rows)
-            first = result["cells"].get(f"{case.kind} {CELLS[0][0]} b{CELLS[0][1]}", {})
-            best = [{**o["config"], "width": o["width"]} for o in ranked(first.get("ours", []))[:3]]
-            tuned = tune and (size, rows) == CELLS[0]
-            entry = cell(case, size, rows, tuned, best[:1], result["bandwidth"])
+            first = result["cells"].get(f"{op} {kind} {CELLS[0][0]} b{CELLS[0][1]}", {})
+            best = [o["config"] for o in ranked(first.get("ours", []))[:1]]
+            entry = cell(op, kind, size, rows, best, result["bandwidth"])
             entry["bf16"] = result["bf16"][at]
-            entry["torch"] = peers(case.kind, rows, size)
+            entry["torch"] = peers(kind, rows, size)
             result["cells"][key] = entry
-            records.store(name, result, folder)
-            print(show(key, entry), flush=True)
+            records.store(NAME, result, _FOLDER.value)
+            print(f"[{time.monotonic() - began:.0f} s] {show(key, entry)}", flush=True)
 
 
-def write_configs(op: str, file: str) -> None:
-    """Stores the shapes at which the kernel runs when nothing is asked for."""
-    record = json.loads(Path(file).read_text(encoding="utf-8"))
-    entries = {}
+def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
+    """What `dispatch` reads: by shape, and by kind where the kernel won at every shape."""
+    entries: dict[str, Any] = {}
+    won: dict[str, Any] = {}
+    lost = set()
     for name, entry in record["result"]["cells"].items():
-        timed = ranked(entry["ours"])
-        others = [entry[p]["us"] for p in ("bf16", "xla packed") if "us" in entry[p]]
-        if not timed or not others or timed[0]["us"] * MARGIN > min(others):
+        best = ranked(entry["ours"])
+        if entry["op"] != op or not best:
+            continue
+        others = min(cost(entry[p]) for p in ("bf16", "xla packed"))
+        wins = cost(best[0]) * MARGIN <= others
+        entries[best[0]["key"]] = {
+            "implementation": "mosaic_gpu" if wins else "xla",
+            "config": best[0]["config"],
+            "us": cost(best[0]),
+            "xla_us": others,
+        }
+        if not wins:
+            lost.add(entry["kind"])
             print(f"{name}: XLA stays")
             continue
-        best = timed[0]
-        entries[best["key"]] = {
-            "implementation": "mosaic_gpu",
-            "config": best["config"],
-            "us": best["us"],
-            "xla_us": min(others),
-        }
-    kind = record["device"].replace("-", " ")
-    folder = Path(__file__).parents[1] / "jaxlab" / "kernels" / op / "configs"
-    folder.mkdir(exist_ok=True)
-    table = {
-        "device": kind,
+        known = won.setdefault(entry["kind"], {"rows": 0, "numbers": float("inf")})
+        known["implementation"] = "mosaic_gpu"
+        known["rows"] = max(known["rows"], entry["rows"])
+        known["numbers"] = min(known["numbers"], entry["size"] ** 2)
+    return {
+        "device": record["device"].replace("-", " "),
         "jax": record["versions"]["jax"],
         "layout": record["result"]["layout"],
+        "won": {kind: known for kind, known in won.items() if kind not in lost},
         "entries": entries,
     }
-    path = folder / dispatch.file_name(kind)
-    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    print(f"{len(entries)} shapes to {path.name}")
+
+
+def write_configs() -> None:
+    """Stores the shapes at which the kernels run when nothing is asked for."""
+    for record in stored(NAME):
+        for op in OPS:
+            table = choices(record, op)
+            folder = Path(__file__).parents[1] / "jaxlab" / "kernels" / op / "configs"
+            folder.mkdir(exist_ok=True)
+            path = folder / dispatch.file_name(table["device"])
+            path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+            print(f"{op}: {len(table['entries'])} shapes to {path.name}")
+
+
+def main(argv: list[str]) -> None:
+    """Measures, or writes what was measured."""
+    del argv
+    write_configs() if _WRITE.value else measure()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--op", choices=sorted(OPS), required=True)
-    parser.add_argument("--folder", default="", help="results go there, not beside the others")
-    parser.add_argument("--tune", action="store_true", help="tries every configuration that suits")
-    parser.add_argument("--seconds", type=float, default=130, help="starts no cell after these")
-    parser.add_argument("--redo", action="store_true", help="forgets what is stored")
-    parser.add_argument("--write-configs", default="", metavar="FILE", help="a stored result")
-    args = parser.parse_args()
-    if args.write_configs:
-        write_configs(args.op, args.write_configs)
-    else:
-        measure(args.op, args.folder, args.tune, args.seconds, args.redo)
+    app.run(main)

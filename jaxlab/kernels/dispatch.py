@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxlab.kernels import _compat
+from jaxlab.kernels.streamed import Config, Plan
 
 IMPLEMENTATIONS = ("xla", "mosaic_gpu", "triton", "mosaic_tpu")
 
@@ -71,15 +72,69 @@ def _table(op: str, kind: str) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def stored(op: str, kind: str, key: str) -> dict[str, Any] | None:
+class Problem(Protocol):
+    """What the choice of an implementation looks at."""
+
+    @property
+    def rows(self) -> int:
+        """Of x."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What was measured together: a kind of weights."""
+        ...
+
+    @property
+    def numbers(self) -> int:
+        """Entries of the dense matrix."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Under which a measurement is stored."""
+        ...
+
+    @property
+    def plan(self) -> Plan:
+        """The sizes of the kernel."""
+        ...
+
+
+def choice(
+    op: str, problem: Problem, config: Config | None
+) -> tuple[dict[str, Any] | None, Config]:
+    """What the stored measurements say of a problem.
+
+    Returns:
+      `(entry, config)`: what was measured, with its "implementation", or None where nothing was;
+      and `config`, or else the stored one, or else a rule of thumb.
+    """
+    platform, kind = device()
+    entry = stored(op, kind, problem) if platform != "cpu" else None
+    if config is None:
+        cut = entry.get("config") if entry else None
+        config = Config(**cut) if cut else next(iter(problem.plan.candidates(1)), Config())
+    return entry, config
+
+
+def stored(op: str, kind: str, problem: Problem) -> dict[str, Any] | None:
     """What was measured for a problem: `implementation`, `config`, `us`, `xla_us`; or None.
 
-    An entry counts for the minor version of jax that it was measured with, and no other: a kernel
-    that compiles in one may not in the next.
+    For what was not measured itself, the kernel is the choice where the kind of weights won at
+    every measured size, up to the most rows and down to the least numbers of those. Entries count
+    from the version of jax on that they were measured with.
     """
     table = _table(op, kind)
-    measured_with = tuple(int(v) for v in table.get("jax", "0.0").split(".")[:2])
-    return table.get("entries", {}).get(key) if measured_with == _compat.VERSION else None
+    measured_with = tuple(int(v) for v in table.get("jax", "99.0").split(".")[:2])
+    if measured_with > _compat.VERSION:
+        return None
+    if entry := table.get("entries", {}).get(problem.key):
+        return entry
+    won = table.get("won", {}).get(problem.label)
+    if won and problem.rows <= won["rows"] and problem.numbers >= won["numbers"]:
+        return {"implementation": won["implementation"]}
+    return None
 
 
 def run(
@@ -137,6 +192,8 @@ def _best(
     kernel = implementations[name]
     try:
         jax.eval_shape(kernel, *args)
+    except NotImplementedError:
+        return xla(*args)
     except Exception as error:
         _log.warning("%s: %s failed, XLA runs instead: %s", op, name, error)
         return xla(*args)

@@ -56,6 +56,7 @@ FORMATS: dict[str, Format] = {
     # Two's complement, as the byte is: the kernel subtracts the sign's weight.
     "int8": Format(8, -128, 127, lambda v: v & 255, lambda c: (c ^ 128) - 128),
     "uint8": _offset(8, 0, 255),
+    "uint16": _offset(16, 0, 65535),
     "int4": _offset(4, -8, 7),
     "uint4": _offset(4, 0, 15),
     "ternary": _offset(2, -1, 1),
@@ -156,7 +157,7 @@ def unpack(packed: Planar) -> jax.Array:
     """Undoes `pack`.
 
     Returns:
-      int8, or uint8 for "uint8", (..., n, k).
+      The narrowest integers that hold the kind, signed where they can be, (..., n, k).
 
     >>> unpack(pack(jnp.array([[1, -1, -1]]), "binary")).tolist()
     [[1, -1, -1]]
@@ -168,5 +169,6 @@ def unpack(packed: Planar) -> jax.Array:
     shift = jax.lax.broadcasted_iota(jnp.uint16, shape, len(shape) - 2) * jnp.uint16(form.bits)
     codes = (words >> shift) & jnp.uint16(2**form.bits - 1)
     values = form.decode(codes.astype(jnp.int32)).reshape((*lead, -1))
-    dtype = jnp.int8 if form.high < 128 else jnp.uint8
+    dtypes = (jnp.int8, jnp.uint8, jnp.uint16)
+    dtype = next(d for d in dtypes if form.high <= jnp.iinfo(d).max)
     return jax.lax.slice_in_dim(values, 0, packed.length, axis=-1).astype(dtype)

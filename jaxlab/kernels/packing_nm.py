@@ -1,8 +1,9 @@
 """N:M sparse weights as planes: the j-th kept block of every group is in plane j.
 
 A kernel rebuilds what stands at place i of every group from n selects, without scatter:
-`where(index[0] == i, values[0], where(index[1] == i, values[1], 0))`, and multiplies it with
-`x[:, i::m]` (in blocks, with the i-th block of every group of x).
+`where(place[0] == i, values[0], where(place[1] == i, values[1], 0))`, and multiplies it with
+`x[:, i::m]` (in blocks, with the i-th block of every group of x). The places of a group are one
+small number, its code: place j in the j-th bits from below.
 """
 
 import dataclasses
@@ -10,7 +11,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxlab.kernels.packing import LAYOUT_VERSION, Planar, pack, unpack
+from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar, pack, unpack
+
+# Words of a block of codes.
+WIDTH = 32
+_KINDS = ("uint1", "uint2", "uint4", "uint8", "uint16")
 
 
 @jax.tree_util.register_dataclass
@@ -20,17 +25,22 @@ class NMPlanes:
 
     Attributes:
       values: (n, n_out, k / m), of any dtype; blocks of a group in the order of their places.
-      index: places in their groups, planar, (n, n_out, k / (m block)) before packing.
+      code: places in their groups, planar, (n_out, k / (m block)) before packing.
       m: blocks of a group.
       block: entries of a block.
       version: of the layout.
     """
 
     values: jax.Array
-    index: Planar
+    code: Planar
     m: int = dataclasses.field(metadata={"static": True})
     block: int = dataclasses.field(default=1, metadata={"static": True})
     version: int = dataclasses.field(default=LAYOUT_VERSION, metadata={"static": True})
+
+    @property
+    def n(self) -> int:
+        """Kept blocks of a group."""
+        return self.values.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -38,10 +48,13 @@ class NMPlanes:
         return self.values.shape[1], self.values.shape[2] * self.m
 
 
-def _index_kind(m: int) -> str:
-    return next(
-        k for k, most in (("uint1", 2), ("uint2", 4), ("uint4", 16), ("uint8", 256)) if m <= most
-    )
+def place_bits(m: int) -> int:
+    """Bits of a place among m.
+
+    >>> [place_bits(m) for m in (2, 3, 4, 16)]
+    [1, 2, 2, 4]
+    """
+    return max(1, (m - 1).bit_length())
 
 
 def pack_nm(w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1) -> NMPlanes:
@@ -51,7 +64,8 @@ def pack_nm(w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1) ->
       w: (n_out, k), of any dtype.
       mask: booleans of w's shape, with n whole blocks true in every group.
       n: kept blocks of a group.
-      m: blocks of a group, at most 256; `m * block` must divide k.
+      m: blocks of a group; `m * block` must divide k, and the places of a group take at most 16
+        bits.
       block: entries of a block.
 
     Raises:
@@ -62,8 +76,15 @@ def pack_nm(w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1) ->
     >>> packed.values.tolist(), unpack_nm(packed).tolist() == w.tolist()
     ([[[4], [3]], [[2], [1]]], True)
     """
-    if not 1 <= n <= m <= 256:
-        raise ValueError(f"pack_nm: n={n}, m={m} must satisfy 1 <= n <= m <= 256")
+    if not 1 <= n <= m:
+        raise ValueError(f"pack_nm: n={n}, m={m} must satisfy 1 <= n <= m")
+    bits = place_bits(m)
+    kind = next((k for k in _KINDS if n * bits <= FORMATS[k].bits), None)
+    if kind is None:
+        raise ValueError(
+            f"pack_nm: n={n} places of m={m} take {n * bits} bits, more than 16; nearest: "
+            f"n={16 // bits}"
+        )
     if w.ndim != 2 or block < 1 or w.shape[1] % (m * block):
         raise ValueError(f"pack_nm: m * block = {m * block} must divide the last axis of {w.shape}")
     if mask.shape != w.shape:
@@ -76,8 +97,16 @@ def pack_nm(w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1) ->
     order = jnp.sort(jnp.where(kept, place, jnp.full_like(place, m - 1)), axis=2)[:, :, :n]
     values = jnp.take_along_axis(w.reshape(split), order, axis=2)
     values = jnp.moveaxis(values, 2, 0).reshape(n, w.shape[0], groups * block)
-    index = jnp.moveaxis(order[..., 0], 2, 0)
-    return NMPlanes(values, pack(index, _index_kind(m), width=16), m, block)
+    by_place = jax.lax.broadcasted_iota(jnp.int32, (1, 1, n), 2) * jnp.int32(bits)
+    code = jnp.sum(order[..., 0] << by_place, axis=2)
+    return NMPlanes(values, pack(code, kind, width=WIDTH), m, block)
+
+
+def places(packed: NMPlanes) -> list[jax.Array]:
+    """By plane, the places in their groups: int32, (n_out, groups)."""
+    bits, code = place_bits(packed.m), unpack(packed.code).astype(jnp.int32)
+    mask = jnp.int32(2**bits - 1)
+    return [(code >> jnp.int32(j * bits)) & mask for j in range(packed.n)]
 
 
 def unpack_nm(packed: NMPlanes) -> jax.Array:
@@ -85,9 +114,8 @@ def unpack_nm(packed: NMPlanes) -> jax.Array:
     n, rows, length = packed.values.shape
     groups = length // packed.block
     values = packed.values.reshape(n, rows, groups, 1, packed.block)
-    index = unpack(packed.index).astype(jnp.int32).reshape(n, rows, groups, 1, 1)
-    place = jax.lax.broadcasted_iota(jnp.int32, (1, 1, packed.m, 1), 2)
+    at = jax.lax.broadcasted_iota(jnp.int32, (1, 1, packed.m, 1), 2)
     dense = jnp.zeros((rows, groups, packed.m, packed.block), values.dtype)
-    for j in range(n):
-        dense = jnp.where(index[j] == place, values[j], dense)
+    for value, place in zip(values, places(packed), strict=True):
+        dense = jnp.where(place[:, :, None, None] == at, value, dense)
     return dense.reshape(rows, groups * packed.m * packed.block)

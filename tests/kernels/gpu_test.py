@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxlab.kernels.packing import FORMATS, pack
-from jaxlab.kernels.quantized_matmul import Config, Problem, candidates
+from jaxlab.kernels.quantized_matmul import Problem
 from jaxlab.kernels.quantized_matmul.api import planar_matmul
 from jaxlab.kernels.quantized_matmul.reference import reference
+from jaxlab.kernels.streamed import Config
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,7 +44,7 @@ def test_compiled_equals_reference(kind, groups, width, rows, fast):
     zero = jnp.asarray(rng.normal(size=(groups, n)), jnp.bfloat16) if kind == "uint4" else None
     x = jnp.asarray(rng.normal(size=(rows, k)), jnp.bfloat16)
     group = k // groups if groups > 1 else 0
-    config = candidates(Problem(rows, n, k, kind, group, width), 1)[0]
+    config = Problem(rows, n, k, kind, group, width).plan.candidates(1)[0]
     config = Config(**{**vars(config), "fast": fast})
     y = planar_matmul("product", x, packed, scale, zero, "mosaic_gpu", config, None)
     expected = np.asarray(reference(x, packed, (scale, zero)), np.float64)

@@ -13,9 +13,11 @@ from jax.sharding import PartitionSpec as P
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.binary_matmul import binary_matmul
 from jaxlab.kernels.packing import FORMATS, Planar, pack
-from jaxlab.kernels.quantized_matmul import Config, Problem, candidates, quantized_matmul
+from jaxlab.kernels.quantized_matmul import Problem, quantized_matmul
 from jaxlab.kernels.quantized_matmul import api as quantized_api
 from jaxlab.kernels.quantized_matmul.reference import reference
+from jaxlab.kernels.quantized_matmul.shapes import refuse
+from jaxlab.kernels.streamed import Config
 
 
 def problem(kind, n, k, rows, groups, *, zero=False, width=64, dtype=jnp.bfloat16):
@@ -64,10 +66,10 @@ def test_signs_and_ternary_weights(kind, k):
 @pytest.mark.parametrize(
     ("kind", "k", "groups", "zero", "config"),
     [
-        ("int4", 512, 4, False, Config(1, 2, 2)),
-        ("uint4", 256, 2, True, Config(1, 1, 2)),
-        ("int8", 512, 1, False, Config(1, 2, 2, split_k=2)),
-        ("binary", 1024, 1, False, Config(1, 1, 2)),
+        ("int4", 512, 4, False, Config(2, 2)),
+        ("uint4", 256, 2, True, Config(1, 2)),
+        ("int8", 512, 1, False, Config(2, 2, split_k=2)),
+        ("binary", 1024, 1, False, Config(1, 2)),
     ],
 )
 def test_the_interpreted_kernel_equals_the_reference(kind, k, groups, zero, config):
@@ -85,44 +87,41 @@ def test_the_interpreted_triton_kernel_equals_the_reference():
     close(y, np.asarray(reference(x, packed, (scale, zeros)), np.float64), 2**-8)
 
 
-def on_an_h100():
-    from jax._src.mesh import AbstractDevice
+@pytest.fixture
+def lower_for_cuda(on_an_h100):
+    def lower(kind, groups, implementation, config, rows=16, n=256, k=4096, zero=False):
+        words = jax.ShapeDtypeStruct((n, k // FORMATS[kind].fields), jnp.uint16)
+        scale = jax.ShapeDtypeStruct((groups, n), jnp.bfloat16)
+        x = jax.ShapeDtypeStruct((rows, k), jnp.bfloat16)
 
-    kind = AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind))
+        def product(x, words, scale, zero):
+            packed = Planar(words, kind, k)
+            return quantized_api.planar_matmul(
+                "product", x, packed, scale, zero, implementation, config, None
+            )
 
+        with on_an_h100():
+            traced = jax.jit(product).trace(x, words, scale, scale if zero else None)
+            return traced.lower(lowering_platforms=("cuda",)).as_text()
 
-def lower_for_cuda(kind, groups, implementation, config, rows=16, n=256, k=4096, zero=False):
-    words = jax.ShapeDtypeStruct((n, k // FORMATS[kind].fields), jnp.uint16)
-    scale = jax.ShapeDtypeStruct((groups, n), jnp.bfloat16)
-    x = jax.ShapeDtypeStruct((rows, k), jnp.bfloat16)
-
-    def product(x, words, scale, zero):
-        packed = Planar(words, kind, k)
-        return quantized_api.planar_matmul(
-            "product", x, packed, scale, zero, implementation, config, None
-        )
-
-    with on_an_h100():
-        traced = jax.jit(product).trace(x, words, scale, scale if zero else None)
-        return traced.lower(lowering_platforms=("cuda",)).as_text()
+    return lower
 
 
 @pytest.mark.parametrize(
     ("kind", "groups", "config"),
     [
         ("int4", 32, Config()),
-        ("int8", 1, Config(2, 2, 3, fast=False)),
-        ("binary", 1, Config(1, 2, 2, split_k=2)),
+        ("int8", 1, Config(2, 3, fast=False)),
+        ("binary", 1, Config(2, 2, split_k=2)),
     ],
 )
-def test_the_kernel_lowers_for_cuda(kind, groups, config):
+def test_the_kernel_lowers_for_cuda(lower_for_cuda, kind, groups, config):
     text = lower_for_cuda(kind, groups, "mosaic_gpu", config, zero=groups > 1)
     assert text.count("mosaic_gpu_v2") == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*Triton.*")
-def test_the_triton_kernel_lowers_for_cuda():
+def test_the_triton_kernel_lowers_for_cuda(lower_for_cuda):
     assert "triton" in lower_for_cuda("int4", 32, "triton", None)
 
 
@@ -219,14 +218,26 @@ def test_bad_arguments_are_named():
     assert y.shape == (2, 8)
 
 
-def test_only_a_measured_win_takes_the_kernel(monkeypatch):
+def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
     key = Problem(16, 256, 4096, "int4", 128, 64).key
     entry = {"implementation": "mosaic_gpu", "config": vars(Config()), "us": 1.0}
     table = {"jax": jax.__version__, "entries": {key: entry}}
-    for stored, kernels in [({}, 0), (table, 1), ({**table, "jax": "0.9.0"}, 0)]:
+    broad = {"implementation": "mosaic_gpu", "rows": 16, "numbers": 256 * 4096}
+    lost = {"entries": {key: {"implementation": "xla"}}, "won": {"int4": broad}}
+    for stored, kernels in [
+        ({}, 0),
+        (table, 1),
+        ({**table, "jax": "0.9.0"}, 1),
+        ({**table, "jax": "0.99.0"}, 0),
+        ({**table, "entries": {}, "won": {"int4": broad}}, 1),
+        ({**table, "entries": {}, "won": {"int4": {**broad, "rows": 8}}}, 0),
+        ({**table, "entries": {}, "won": {"int4": {**broad, "numbers": 2**24}}}, 0),
+        ({**table, "entries": {}, "won": {"int8": broad}}, 0),
+        ({**table, **lost}, 0),
+    ]:
         monkeypatch.setattr(dispatch, "_table", lambda op, kind, stored=stored: stored)
         assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == kernels
-    table["entries"][key] = {**entry, "config": vars(Config(stages=99, k_ways=3))}
+    table["entries"][key] = {**entry, "config": vars(Config(stages=99, ways=3))}
     monkeypatch.setattr(dispatch, "_table", lambda op, kind: json.loads(json.dumps(table)))
     assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 0
 
@@ -235,6 +246,9 @@ def test_every_candidate_fits():
     for kind, group in (("int4", 128), ("int8", 0), ("binary", 0)):
         for rows in (1, 16, 64):
             for width in (32, 64):
-                found = candidates(Problem(rows, 4096, 4096, kind, group, width))
-                assert found or kind == "binary" or (group and 4 * width % group)
+                problem = Problem(rows, 4096, 4096, kind, group, width)
+                found = problem.plan.candidates()
+                assert found
                 assert len(set(found)) == len(found)
+                grouped = group and problem.block % group
+                assert all(bool(refuse(problem, config)) == bool(grouped) for config in found)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.quantized_matmul.api import check, planar_matmul
-from jaxlab.kernels.quantized_matmul.shapes import Config
+from jaxlab.kernels.streamed import Config
 
 KINDS = ("binary", "ternary")
 

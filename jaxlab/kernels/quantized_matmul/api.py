@@ -10,7 +10,8 @@ from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.quantized_matmul.pallas_mosaic_gpu import mosaic_gpu
 from jaxlab.kernels.quantized_matmul.pallas_triton import triton
 from jaxlab.kernels.quantized_matmul.reference import reference, xla
-from jaxlab.kernels.quantized_matmul.shapes import Config, heuristics, problem_of
+from jaxlab.kernels.quantized_matmul.shapes import problem_of
+from jaxlab.kernels.streamed import Config
 
 KINDS = ("int8", "int4", "uint4")
 
@@ -128,10 +129,7 @@ def _forward(
 ) -> jax.Array:
     # Here and not before, so that a batch that was folded into the rows is counted.
     problem = problem_of(x.shape[0], packed, floating[0].shape[0])
-    platform, kind = dispatch.device()
-    entry = dispatch.stored(op, kind, problem.key) if platform != "cpu" else None
-    if config is None:
-        config = Config(**entry["config"]) if entry else heuristics(problem)
+    entry, config = dispatch.choice(op, problem, config)
     kernels = {
         "mosaic_gpu": functools.partial(mosaic_gpu, config=config, interpret=interpret),
         "triton": functools.partial(triton, interpret=interpret),

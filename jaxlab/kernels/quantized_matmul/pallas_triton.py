@@ -14,7 +14,8 @@ from jax import lax
 from jaxlab.kernels.dispatch import require_gpu
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.quantized_matmul.pallas_mosaic_gpu import zero_points
-from jaxlab.kernels.quantized_matmul.shapes import MOST_ROWS, Problem, problem_of
+from jaxlab.kernels.quantized_matmul.shapes import Problem, problem_of
+from jaxlab.kernels.streamed import MOST_ROWS
 from jaxlab.kernels.unpacking import bfloat16_field
 
 TILE = 32
@@ -75,7 +76,7 @@ def _refuse(problem: Problem, x: jax.Array) -> str:
 
 def _body(pl: Any, problem: Problem, x_ref: Any, w_ref: Any, s_ref: Any, out_ref: Any) -> None:
     fields, width = FORMATS[problem.kind].fields, problem.width
-    grouped = problem.groups_of_tile
+    grouped = problem.plan.groups
     each = fields // grouped if grouped else fields
 
     def scaled(part: jax.Array, group: Any) -> jax.Array:
