@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py                       # on a GPU; the same again goes on
     python benchmarks/kernels.py --op=nm_matmul --redo
-    python benchmarks/kernels.py --write-configs       # anywhere, from what is stored
+    python benchmarks/kernels.py --write_configs       # anywhere, from what is stored
 
 The last writes which shapes the kernels take by themselves: those where they beat everything of XLA
 by a tenth. The floor is reading the weights and x and writing y at the bandwidth of a copy.
@@ -161,8 +161,7 @@ def measure() -> None:
 def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
     """What `dispatch` reads: by shape, and by kind where the kernel won at every shape."""
     entries: dict[str, Any] = {}
-    won: dict[str, Any] = {}
-    lost = set()
+    found: dict[str, list[tuple[int, int, bool]]] = {}
     for name, entry in record["result"]["cells"].items():
         best = ranked(entry["ours"])
         if entry["op"] != op or not best:
@@ -176,18 +175,24 @@ def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
             "xla_us": others,
         }
         if not wins:
-            lost.add(entry["kind"])
             print(f"{name}: XLA stays")
-            continue
-        known = won.setdefault(entry["kind"], {"rows": 0, "numbers": float("inf")})
-        known["implementation"] = "mosaic_gpu"
-        known["rows"] = max(known["rows"], entry["rows"])
-        known["numbers"] = min(known["numbers"], entry["size"] ** 2)
+        found.setdefault(entry["kind"], []).append((entry["rows"], entry["size"] ** 2, wins))
+    # XLA takes one row another way than several: a win there has to be measured itself.
+    won = {}
+    for kind, measured in found.items():
+        several = [m for m in measured if m[0] > 1]
+        if several and all(wins for *_, wins in several):
+            alone = [wins for rows, _, wins in measured if rows == 1]
+            won[kind] = {
+                "implementation": "mosaic_gpu",
+                "rows": [1 if alone and all(alone) else 2, max(m[0] for m in several)],
+                "numbers": min(m[1] for m in several),
+            }
     return {
         "device": record["device"].replace("-", " "),
         "jax": record["versions"]["jax"],
         "layout": record["result"]["layout"],
-        "won": {kind: known for kind, known in won.items() if kind not in lost},
+        "won": won,
         "entries": entries,
     }
 

@@ -20,6 +20,7 @@ from compression_pages import low_rank_page, reverse_page
 from nm_page import language_model_page
 from publish_compression import COMPRESSION_CLAIMS, reverse_facts
 from publish_gphm import GPHM_CLAIMS, GPHM_FACTS, gphm_page
+from publish_kernels import KERNEL_CLAIMS, kernels_page
 from publish_kron import KRON_CLAIMS, kron_page
 from publish_low_rank import LOW_RANK_CLAIMS, low_rank_language_model_page
 from publish_mfac import MFAC_PRUNING_CLAIMS, mfac_page
@@ -287,6 +288,7 @@ BLOCKS = {
         + KRON_CLAIMS
         + SPECIAL_CLAIMS
         + VMF_CLAIMS
+        + KERNEL_CLAIMS
     ),
     "docs/nm_language_model.md": language_model_page,
     "docs/low_rank_digits.md": low_rank_page,
@@ -297,6 +299,7 @@ BLOCKS = {
     "docs/mfac_pruning.md": mfac_page,
     "docs/gphm.md": gphm_page,
     "docs/kron.md": kron_page,
+    "docs/kernels.md": kernels_page,
     "docs/special/bessel.md": bessel_page,
     "docs/special/vmf.md": vmf_page,
     "README.md": readme_table,

@@ -80,3 +80,16 @@ def start_training():
         )
 
     return start
+
+
+@pytest.fixture
+def on_an_h100():
+    """Makes contexts in which kernels are lowered as for an H100, which is not there."""
+    from jax._src.mesh import AbstractDevice
+
+    def context(kind="NVIDIA H100"):
+        device = AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
+        mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+        return jax.sharding.use_abstract_mesh(mesh)
+
+    return context

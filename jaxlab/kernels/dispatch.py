@@ -122,8 +122,8 @@ def stored(op: str, kind: str, problem: Problem) -> dict[str, Any] | None:
     """What was measured for a problem: `implementation`, `config`, `us`, `xla_us`; or None.
 
     For what was not measured itself, the kernel is the choice where the kind of weights won at
-    every measured size, up to the most rows and down to the least numbers of those. Entries count
-    from the version of jax on that they were measured with.
+    every measured size: between the least and the most rows, and from the least numbers on. Entries
+    count from the version of jax on that they were measured with.
     """
     table = _table(op, kind)
     measured_with = tuple(int(v) for v in table.get("jax", "99.0").split(".")[:2])
@@ -132,9 +132,11 @@ def stored(op: str, kind: str, problem: Problem) -> dict[str, Any] | None:
     if entry := table.get("entries", {}).get(problem.key):
         return entry
     won = table.get("won", {}).get(problem.label)
-    if won and problem.rows <= won["rows"] and problem.numbers >= won["numbers"]:
-        return {"implementation": won["implementation"]}
-    return None
+    if won is None:
+        return None
+    least, most = won["rows"]
+    inside = least <= problem.rows <= most and problem.numbers >= won["numbers"]
+    return {"implementation": won["implementation"]} if inside else None
 
 
 def run(

@@ -222,7 +222,7 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
     key = Problem(16, 256, 4096, "int4", 128, 64).key
     entry = {"implementation": "mosaic_gpu", "config": vars(Config()), "us": 1.0}
     table = {"jax": jax.__version__, "entries": {key: entry}}
-    broad = {"implementation": "mosaic_gpu", "rows": 16, "numbers": 256 * 4096}
+    broad = {"implementation": "mosaic_gpu", "rows": [2, 16], "numbers": 256 * 4096}
     lost = {"entries": {key: {"implementation": "xla"}}, "won": {"int4": broad}}
     for stored, kernels in [
         ({}, 0),
@@ -230,7 +230,8 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
         ({**table, "jax": "0.9.0"}, 1),
         ({**table, "jax": "0.99.0"}, 0),
         ({**table, "entries": {}, "won": {"int4": broad}}, 1),
-        ({**table, "entries": {}, "won": {"int4": {**broad, "rows": 8}}}, 0),
+        ({**table, "entries": {}, "won": {"int4": {**broad, "rows": [1, 8]}}}, 0),
+        ({**table, "entries": {}, "won": {"int4": {**broad, "rows": [17, 64]}}}, 0),
         ({**table, "entries": {}, "won": {"int4": {**broad, "numbers": 2**24}}}, 0),
         ({**table, "entries": {}, "won": {"int8": broad}}, 0),
         ({**table, **lost}, 0),

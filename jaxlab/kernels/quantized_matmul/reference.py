@@ -9,20 +9,24 @@ from jaxlab.kernels.packing import Planar, unpack
 
 
 def dequantize(packed: Planar, scale: jax.Array, zero: jax.Array | None = None) -> jax.Array:
-    """The dense (n, k) array `(q - zero) * scale`, in float32, or float64 for such scales.
+    """The dense (..., n, k) array `(q - zero) * scale`, in float32, or float64 for such scales.
 
     Args:
-      packed: q, (n, k).
-      scale: floating, (groups, n).
+      packed: q, (..., n, k).
+      scale: floating, (..., groups, n).
       zero: like `scale`, or None for 0.
     """
-    n, k = packed.shape
-    groups = scale.shape[0]
+    *stack, n, k = packed.shape
+    groups = scale.shape[-2]
     dtype = accumulator(scale.dtype)
-    q = unpack(packed).astype(dtype).reshape(n, groups, k // groups)
+
+    def for_each(values: jax.Array) -> jax.Array:
+        return jnp.swapaxes(values.astype(dtype), -1, -2)[..., None]
+
+    q = unpack(packed).astype(dtype).reshape(*stack, n, groups, k // groups)
     if zero is not None:
-        q = q - zero.astype(dtype).T[:, :, None]
-    return (q * scale.astype(dtype).T[:, :, None]).reshape(n, k)
+        q = q - for_each(zero)
+    return (q * for_each(scale)).reshape(*stack, n, k)
 
 
 def reference(

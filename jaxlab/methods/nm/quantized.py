@@ -19,6 +19,7 @@ from jaxlab.methods.nm.mask import NMPattern
 from jaxlab.methods.nm.oneshot import nm_one_shot
 from jaxlab.methods.nm.positions import keep, pack_bits, spread, unpack_bits
 from jaxlab.methods.nm.product import PackedMatrix
+from jaxlab.methods.quantized import in_groups, round_to_integers
 
 
 class _Integers(NamedTuple):
@@ -82,24 +83,10 @@ def quantize(values: jax.Array, quant: str, group: int, axis: int) -> tuple[jax.
 def _quantize(
     values: jax.Array, integers: _Integers, group: int, axis: int
 ) -> tuple[jax.Array, jax.Array]:
-    wide = _split(values.astype(accumulator(values.dtype)), group, axis)
-    scale = jnp.max(jnp.abs(wide), axis=axis, keepdims=True)
-    # Made from the data, so that under vmap too it is broadcast before the barrier and not after.
-    largest = jnp.where(jnp.isfinite(scale), jnp.full_like(scale, integers.largest), scale)
-    scale = _divide(scale, largest)
-    scale = scale.astype(values.dtype)
-    scale = jnp.where(scale == 0, jnp.ones_like(scale), scale)
-    rounded = jnp.round(_divide(wide, scale.astype(wide.dtype)))
-    rounded = jnp.clip(rounded, -integers.largest, integers.largest).astype(jnp.int8)
-    rounded = rounded.reshape(values.shape)
+    rounded, scale = round_to_integers(values, integers.largest, group, axis)
     if integers.bits == 4:
         rounded = pack_bits(rounded.astype(jnp.uint8) & jnp.uint8(15), 4, axis)
-    return rounded, jnp.squeeze(scale, axis)
-
-
-def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
-    # XLA multiplies by the reciprocal of what it sees to be broadcast, and so rounds twice.
-    return x / jax.lax.optimization_barrier(jnp.broadcast_to(y, x.shape))
+    return rounded, scale
 
 
 def dequantize(integers: jax.Array, scale: jax.Array, axis: int) -> jax.Array:
@@ -118,15 +105,9 @@ def dequantize(integers: jax.Array, scale: jax.Array, axis: int) -> jax.Array:
         # Flipping the sign bit and taking it off again carries it into the upper half.
         integers = (nibbles ^ jnp.uint8(8)).astype(jnp.int8) - jnp.int8(8)
     wide = accumulator(scale.dtype)
-    grouped = _split(integers.astype(wide), integers.shape[axis] // scale.shape[axis], axis)
+    grouped = in_groups(integers.astype(wide), integers.shape[axis] // scale.shape[axis], axis)
     product = grouped * jnp.expand_dims(scale.astype(wide), axis)
     return product.reshape(integers.shape).astype(scale.dtype)
-
-
-def _split(x: jax.Array, group: int, axis: int) -> jax.Array:
-    """The axis as (groups, group), members at `axis`."""
-    at = x.ndim + axis
-    return x.reshape((*x.shape[:at], x.shape[at] // group, group, *x.shape[at + 1 :]))
 
 
 @matrix("nm_quantized")
