@@ -54,13 +54,14 @@ def _solve(matrix: jax.Array, inner: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _solve_fwd(matrix, inner, right):
-    found = _twice(inner, right)
-    return found, (inner, found)
+    # By the rule itself, so that derivatives of derivatives find their way to the matrix.
+    found = _solve(matrix, inner, right)
+    return found, (matrix, inner, found)
 
 
 def _solve_bwd(kept, cotangent):
-    inner, found = kept
-    right = _twice(inner, cotangent)
+    matrix, inner, found = kept
+    right = _solve(matrix, inner, cotangent)
     return -right @ jnp.matrix_transpose(found), jnp.zeros_like(inner), right
 
 
@@ -74,13 +75,30 @@ def _logdet(matrix: jax.Array, inner: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _logdet_fwd(matrix, inner, value):
-    return value, inner
+    return value, (matrix, inner)
 
 
-def _logdet_bwd(inner, cotangent):
-    inverse = jnp.matrix_transpose(inner) @ inner
+def _logdet_bwd(kept, cotangent):
+    matrix, inner = kept
+    inverse = _inverse(matrix, inner)
     return cotangent[..., None, None] * inverse, jnp.zeros_like(inner), jnp.zeros_like(cotangent)
 
 
+@jax.custom_vjp
+def _inverse(matrix: jax.Array, inner: jax.Array) -> jax.Array:
+    return jnp.matrix_transpose(inner) @ inner
+
+
+def _inverse_fwd(matrix, inner):
+    found = _inverse(matrix, inner)
+    return found, (inner, found)
+
+
+def _inverse_bwd(kept, cotangent):
+    inner, found = kept
+    return -found @ cotangent @ found, jnp.zeros_like(inner)
+
+
+_inverse.defvjp(_inverse_fwd, _inverse_bwd)
 _solve.defvjp(_solve_fwd, _solve_bwd)
 _logdet.defvjp(_logdet_fwd, _logdet_bwd)

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxlab.core.registry import suggest
 from jaxlab.gp.grid_process import Solution, grid_process, interpolate
-from jaxlab.gp.pde_problem import Problem, check_axis
+from jaxlab.gp.pde_problem import Problem, check_axis, check_points
 from jaxlab.gp.spectral import check_order
 
 Params = Mapping[str, Any]
@@ -84,6 +84,8 @@ class Terms(NamedTuple):
       residual: sum of squares of the equation's residual.
       criterion: gap / N_b + residual / N, by which a step can be chosen without the solution.
       ok: False if some C_d was not positive definite; the others are then NaN.
+      unsolved: of grid values that were solved for, what the solver left of its last system
+        relative to the right side; 0 of trained ones.
     """
 
     log_joint: jax.Array
@@ -92,6 +94,7 @@ class Terms(NamedTuple):
     residual: jax.Array
     criterion: jax.Array
     ok: jax.Array
+    unsolved: jax.Array
 
 
 def gphm_init(
@@ -178,7 +181,12 @@ def gphm_terms(params: Params, problem: Problem, cfg: GPHMConfig | None = None) 
     at_boundary = 0.5 * (n_b * log_tau - jnp.exp(log_tau) * gap)
     inside = 0.5 * (n * log_v - jnp.exp(log_v) * residual)
     total = found.prior + cfg.boundary_weight * at_boundary + inside
-    return Terms(total, found.prior, gap, residual, gap / n_b + residual / n, found.ok)
+    criterion = gap / n_b + residual / n
+    parts = (params["first"], last) if "second" in params else (params,)
+    unsolved = [part.get("unsolved", jnp.zeros_like(total)) for part in parts]
+    return Terms(
+        total, found.prior, gap, residual, criterion, found.ok, jnp.max(jnp.stack(unsolved))
+    )
 
 
 def gphm_solution(params: Params, problem: Problem, cfg: GPHMConfig) -> Solution:
@@ -221,12 +229,14 @@ def gphm_predict(
       (m_1, ..., m_D).
 
     Raises:
-      ValueError: the number of axes differs, or a shape does not fit.
+      ValueError: the number of axes differs, a shape does not fit, or float32 as of
+        `gphm_log_joint`.
     """
     cfg = cfg or GPHMConfig()
     if "second" in params:
         first = gphm_predict(params["first"], axes, axes_test, cfg)
         return first + gphm_predict(params["second"], axes, axes_test, second_config(cfg))
+    check_precision(params, cfg)
     points = [check_axis(axis, number) for number, axis in enumerate(axes)]
     if params["u"].shape != tuple(map(len, points)) or len(axes_test) != len(points):
         raise ValueError(
@@ -237,7 +247,7 @@ def gphm_predict(
         params["u"],
         params["kernels"],
         points,
-        [np.asarray(axis, np.float64) for axis in axes_test],
+        [check_points(axis, number) for number, axis in enumerate(axes_test)],
         envelope=cfg.envelope,
         jitter=cfg.jitter,
     )
@@ -258,6 +268,22 @@ def check_kernel(kernel: str) -> None:
         raise ValueError(f"kernel={kernel!r} is unknown; {suggest(kernel, KERNELS)}")
 
 
+def check_precision(params: Params, cfg: GPHMConfig) -> None:
+    """Refuses parameters of float32, and a context in which float64 would become that.
+
+    Raises:
+      ValueError: one of those.
+    """
+    dtype = params["log_v"].dtype
+    if cfg.allow_float32 or dtype == jnp.zeros(()).dtype == jnp.float64:
+        return
+    raise ValueError(
+        f"GP-HM needs float64, its parameters are {dtype} in a context of {jnp.zeros(()).dtype}: "
+        "enter `with jax.enable_x64(True):`, set `c.x64 = True` in a config, or pass "
+        "allow_float32=True for a residual that stays near 0.1"
+    )
+
+
 def check_params(params: Params, problem: Problem, cfg: GPHMConfig) -> None:
     """Refuses parameters of another grid or of float32, and a kernel that is too rough.
 
@@ -265,13 +291,7 @@ def check_params(params: Params, problem: Problem, cfg: GPHMConfig) -> None:
       ValueError: one of those.
     """
     for part in params.values() if "second" in params else (params,):
-        dtype = part["log_v"].dtype
-        if dtype != jnp.float64 and not cfg.allow_float32:
-            raise ValueError(
-                f"GP-HM needs float64, its parameters are {dtype}: enter `with jax.enable_x64("
-                "True):`, set `c.x64 = True` in a config, or pass allow_float32=True for a residual"
-                " that stays near 0.1"
-            )
+        check_precision(part, cfg)
         if len(part["kernels"]) != len(problem.axes):
             raise ValueError(
                 f"kernels: {len(part['kernels'])} of them, but {len(problem.axes)} axes"

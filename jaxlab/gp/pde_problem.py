@@ -91,8 +91,9 @@ def make_problem(
       The problem.
 
     Raises:
-      ValueError: an axis does not increase or is too short, the mask has another shape, or there
-        is neither an exact solution nor a source and a boundary.
+      ValueError: an axis does not increase or is too short, the mask has another shape, there is
+        neither an exact solution nor a source and a boundary, or the operator is declared linear
+        and is not.
 
     >>> x = np.linspace(0, 1, 9)
     >>> laplace = make_problem([x, x], lambda u, d, x: d(0, 2) + d(1, 2),
@@ -136,6 +137,8 @@ def make_problem(
         found = jax.eval_shape(zeros)
         if found.shape != shape:
             raise ValueError(f"operator: its value has shape {found.shape}, u has {shape}")
+        if linear:
+            _check_linear(operator, tuple(seen), x)
         right = _manufactured(operator, exact, x) if source is None else source(*x)
         imposed: Any = exact if boundary is None else boundary
         values = imposed(*x)
@@ -162,6 +165,18 @@ def check_axis(axis: Any, number: int) -> np.ndarray:
     return points
 
 
+def check_points(axis: Any, number: int) -> np.ndarray:
+    """Points at which something is predicted, as float64, in any order.
+
+    Raises:
+      ValueError: they are not one axis of one point or more.
+    """
+    points = np.asarray(axis, np.float64)
+    if points.ndim != 1 or not len(points):
+        raise ValueError(f"axes_test[{number}]: shape {points.shape} must be (m,), m at least 1")
+    return points
+
+
 def faces(shape: tuple[int, ...]) -> np.ndarray:
     """On how many faces of the grid each cell lies: 0 inside, 2 at the corners of a plane."""
     found = np.zeros(shape)
@@ -169,6 +184,31 @@ def faces(shape: tuple[int, ...]) -> np.ndarray:
         for end in (0, -1):
             np.moveaxis(found, axis, 0)[end] += 1
     return found
+
+
+def _check_linear(
+    operator: Operator, orders: tuple[tuple[int, int], ...], x: tuple[np.ndarray, ...]
+) -> None:
+    """Whether the operator's values at two random arguments add up."""
+    rng = np.random.default_rng(0)
+    places = tuple(jnp.asarray(c) for c in x)
+
+    def random() -> dict[Any, np.ndarray]:
+        return {key: rng.normal(size=x[0].shape) for key in (None, *orders)}
+
+    def value(of: Mapping[Any, Any]) -> np.ndarray:
+        arrays = {key: jnp.asarray(v) for key, v in of.items()}
+        return np.asarray(operator(arrays[None], lambda *key: arrays[key], places))
+
+    one, other = random(), random()
+    both = value({key: one[key] + other[key] for key in one})
+    parts = value(one), value(other), value({key: 0 * v for key, v in one.items()})
+    off = np.abs(both + parts[2] - parts[0] - parts[1]).max()
+    if not off <= 1e-9 * max(np.abs(v).max() for v in (both, *parts)):
+        raise ValueError(
+            "linear=True: the operator is not linear in u and its derivatives: its values at two "
+            f"functions are off by {off:.2g} from that at their sum; nearest: linear=False"
+        )
 
 
 def _manufactured(operator: Operator, exact: Any, x: tuple[np.ndarray, ...]) -> Any:

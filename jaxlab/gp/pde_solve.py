@@ -9,18 +9,38 @@ there derivatives are nearly diagonal, and the exact diagonal is the preconditio
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlab.gp.grid_process import Solution, along, covariance
 from jaxlab.gp.pde import GPHMConfig, Params, check_params, gphm_solution, second_config
 from jaxlab.gp.pde_problem import Problem
 from jaxlab.gp.spectral import kernel_matrix
+from jaxlab.kron.iterative import conjugate_gradients
 
 # By None or a derivative (axis, order): the matrix of each axis that takes z to u or to it.
 _Maps = dict[tuple[int, int] | None, tuple[jax.Array, ...]]
+
+
+class _Rows(NamedTuple):
+    """The rows of M and b: those of the boundary's values, and those of the equation.
+
+    Attributes:
+      imposed: booleans of the grid's shape, where there is a row of the boundary.
+      at_boundary: what its rows are multiplied with, 0 elsewhere.
+      boundary: its right side.
+      slopes: of the equation, by u (None) and its derivatives.
+      target: its right side.
+    """
+
+    imposed: np.ndarray
+    at_boundary: jax.Array
+    boundary: jax.Array
+    slopes: Mapping[Any, jax.Array]
+    target: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +79,8 @@ def with_solution(
       solver: settings of the solver; the defaults if None.
 
     Returns:
-      The parameters, with "u".
+      The parameters, with "u"; and with "unsolved", what conjugate gradients left of the last
+      system relative to its right side: above the tolerance, u is not at the maximum.
 
     Raises:
       ValueError: shapes or settings do not fit, or the parameters are float32.
@@ -80,12 +101,13 @@ def _with_solution(
     if "u" in params:
         return dict(params)
     constant = jax.lax.stop_gradient(params)
-    return {**params, "u": _best_u(constant, problem, cfg, solver, fixed)}
+    u, unsolved = _best_u(constant, problem, cfg, solver, fixed)
+    return {**params, "u": u, "unsolved": unsolved}
 
 
 def _best_u(
     params: Params, problem: Problem, cfg: GPHMConfig, solver: Solver, fixed: Solution | None
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     maps = _whitened(params, problem, cfg)
     log_tau, log_v = (
         jnp.minimum(params[name], cfg.largest_log_precision) for name in ("log_tau", "log_v")
@@ -100,7 +122,7 @@ def _best_u(
     derivatives = derivatives if fixed is None else fixed.derivatives
     boundary = at_boundary * (jnp.asarray(problem.boundary, dtype) - known)
 
-    def step(z: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def step(z: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         now = {key: _apply(matrices, z) for key, matrices in maps.items()}
         u = known + now[None]
         found = {key: derivatives[key] + now[key] for key in derivatives}
@@ -110,11 +132,12 @@ def _best_u(
         for key, slope in slopes.items():
             target = target + slope * now[key]
         least = _LEAST_SQUARES[min(len(problem.axes), 2)]
-        return least(maps, at_boundary, boundary, slopes, target, z, solver), None
+        rows = _Rows(problem.weights > 0, at_boundary, boundary, slopes, target)
+        return least(maps, rows, z, solver)
 
     z = jnp.zeros(problem.shape, dtype)
-    z, _ = jax.lax.scan(step, z, length=1 if problem.linear else solver.newton_steps)
-    return _apply(maps[None], z)
+    z, unsolved = jax.lax.scan(step, z, length=1 if problem.linear else solver.newton_steps)
+    return _apply(maps[None], z), unsolved[-1]
 
 
 def _linearised(problem: Problem, u: jax.Array, found: Mapping[tuple[int, int], jax.Array]) -> Any:
@@ -169,53 +192,47 @@ def _apply(matrices: tuple[jax.Array, ...], z: jax.Array) -> jax.Array:
     return z
 
 
-def _by_qr(
-    maps: _Maps,
-    at_boundary: jax.Array,
-    boundary: jax.Array,
-    slopes: Mapping[Any, jax.Array],
-    target: jax.Array,
-    z: jax.Array,
-    solver: Solver,
-) -> jax.Array:
+def _by_qr(maps: _Maps, rows: _Rows, z: jax.Array, solver: Solver) -> tuple[jax.Array, jax.Array]:
     n = len(z)
+    slopes, here = rows.slopes, np.flatnonzero(rows.imposed)
     inside = sum((slopes[key][:, None] * maps[key][0] for key in maps), jnp.zeros((n, n), z.dtype))
-    rows = [at_boundary[:, None] * maps[None][0], inside, jnp.eye(n, dtype=z.dtype)]
-    right = jnp.concatenate([boundary, target, jnp.zeros_like(z)])
-    both = jnp.concatenate([jnp.concatenate(rows), right[:, None]], axis=1)
+    imposed = rows.at_boundary[here, None] * maps[None][0][here]
+    left = jnp.concatenate([imposed, inside, jnp.eye(n, dtype=z.dtype)])
+    right = jnp.concatenate([rows.boundary[here], rows.target, jnp.zeros_like(z)])
     # R of [A b] has Q^T b in its last column: Q is never formed.
-    r = jnp.linalg.qr(both, mode="r")
-    return jax.scipy.linalg.solve_triangular(r[:n, :n], r[:n, n])
+    r = jnp.linalg.qr(jnp.concatenate([left, right[:, None]], axis=1), mode="r")
+    return jax.scipy.linalg.solve_triangular(r[:n, :n], r[:n, n]), jnp.zeros((), z.dtype)
 
 
 def _by_conjugate_gradients(
-    maps: _Maps,
-    at_boundary: jax.Array,
-    boundary: jax.Array,
-    slopes: Mapping[Any, jax.Array],
-    target: jax.Array,
-    z: jax.Array,
-    solver: Solver,
-) -> jax.Array:
-    def rows(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inside = sum((slopes[k] * _apply(maps[k], z) for k in maps), jnp.zeros_like(z))
-        return at_boundary * _apply(maps[None], z), inside
+    maps: _Maps, rows: _Rows, z: jax.Array, solver: Solver
+) -> tuple[jax.Array, jax.Array]:
+    slopes = rows.slopes
 
-    transposed = jax.linear_transpose(rows, z)
-    diagonal = 1 + _diagonal(maps, at_boundary, slopes)
+    def forward(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inside = sum((slopes[k] * _apply(maps[k], z) for k in maps), jnp.zeros_like(z))
+        return rows.at_boundary * _apply(maps[None], z), inside
+
+    transposed = jax.linear_transpose(forward, z)
+    diagonal = 1 + _diagonal(maps, rows.at_boundary, slopes)
 
     def normal(z: jax.Array) -> jax.Array:
-        return z + transposed(rows(z))[0]
+        return z + transposed(forward(z))[0]
 
-    found, _ = jax.scipy.sparse.linalg.cg(
+    right = transposed((rows.boundary, rows.target))[0]
+    size = jnp.linalg.norm(right.reshape(-1))
+    # From where the last step of Newton's method ended.
+    more, _ = conjugate_gradients(
         normal,
-        transposed((boundary, target))[0],
-        x0=z,
-        tol=solver.tolerance,
-        maxiter=solver.iterations,
-        M=lambda r: r / diagonal,
+        right - normal(z),
+        lambda r: r / diagonal,
+        lambda r: r,
+        solver.tolerance * size,
+        solver.iterations,
     )
-    return found
+    z = z + more
+    left = jnp.linalg.norm((right - normal(z)).reshape(-1))
+    return z, left / jnp.where(size > 0, size, jnp.ones_like(size))
 
 
 def _diagonal(maps: _Maps, at_boundary: jax.Array, slopes: Mapping[Any, jax.Array]) -> jax.Array:

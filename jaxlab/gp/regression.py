@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxlab.gp.covariance import AxisKernel, axis_covariance, axis_kernel
-from jaxlab.gp.pde_problem import check_axis
+from jaxlab.gp.pde_problem import check_axis, check_points
 from jaxlab.kron.operator import (
     Posterior,
     kron_add_scalar_logdet,
@@ -44,7 +44,8 @@ class GridFit(NamedTuple):
     Attributes:
       params: see `gp_grid_init`.
       losses: (steps,), the negative log likelihood before every step.
-      ok: whether all of them are finite; if a solve did not converge, one is not.
+      ok: whether all of them and the parameters are finite; if a solve did not converge, one is
+        not.
     """
 
     params: Params
@@ -196,7 +197,8 @@ def gp_grid_fit(
         return params, losses
 
     fitted, losses = run(params, y, mask)
-    return GridFit(fitted, losses, jnp.all(jnp.isfinite(losses)))
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((fitted, losses))]
+    return GridFit(fitted, losses, jnp.all(jnp.stack(finite)))
 
 
 def gp_grid_predict(
@@ -217,7 +219,7 @@ def gp_grid_predict(
       kernel: as fitted.
       axes: of y.
       y: (n_1, ..., n_D).
-      axes_test: D increasing arrays (s_d,); the axes of y if None.
+      axes_test: D arrays (s_d,), in any order; the axes of y if None.
       mask: booleans like y, or None.
       samples: where cells are missing, the draws that the variance is estimated from; None for
         exact ones, which take a solve for every test cell; 0 for NaN instead. All seen: exact.
@@ -236,7 +238,7 @@ def gp_grid_predict(
     [0.0, 1.0, 2.0]
     """
     kernels, axes, y, mask = _checked(kernel, axes, y, mask)
-    tests = axes if axes_test is None else _axes(axes_test)
+    tests = axes if axes_test is None else [check_points(a, i) for i, a in enumerate(axes_test)]
     if len(tests) != len(axes):
         raise ValueError(f"gp_grid_predict: {len(tests)} axes_test must be {len(axes)}, as axes")
     factors, sigma2 = _covariance(params, kernels, axes, y.dtype)

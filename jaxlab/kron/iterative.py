@@ -16,7 +16,7 @@ Structure", ICML 2025, who precondition by a pivoted Cholesky factor of low rank
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,10 @@ from jaxlab.kron.shifted import Arrays, Eigh, decomposed, solve_shifted
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-3}
 # Rounding in the eigenbasis is made good by solving once more for what is left.
 _ROUNDS = 3
+# A gradient whose solve ends so many times above the tolerance is NaN: no flag goes with it.
+_SLACK = 100
+# The solution, what is left of the right-hand side, and the steps taken.
+_Round: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Solved(NamedTuple):
@@ -88,8 +92,7 @@ def kron_add_diag_solve(
     >>> solved.x.tolist(), bool(solved.ok)
     ([0.5, 0.25], True)
     """
-    n = columns(factors)
-    mask = jnp.ones(n, bool)
+    mask = jnp.ones(columns(as_common("kron_add_diag_solve", factors)[0]), bool)
     return _masked("kron_add_diag_solve", factors, mask, diag, x, tol, maxiter, precond, eigh)
 
 
@@ -118,6 +121,7 @@ def kron_masked_solve(
 
     Returns:
       The solution on the whole grid, 0 where nothing was seen; K times it is the posterior mean.
+      A gradient is NaN where the solve that it takes ends far above the tolerance.
 
     Raises:
       TypeError: something is complex, or the mask is not of booleans.
@@ -130,6 +134,7 @@ def kron_masked_solve(
     mask = jnp.asarray(mask)
     if mask.dtype != bool:
         raise TypeError(f"kron_masked_solve: mask is {mask.dtype}; nearest: mask.astype(bool)")
+    factors, _ = as_common("kron_masked_solve", factors)
     mask, _ = as_grid("kron_masked_solve: mask", mask, columns(factors))
     return _masked("kron_masked_solve", factors, mask, sigma2, y, tol, maxiter, precond, eigh)
 
@@ -159,11 +164,16 @@ def _masked(name, factors, mask, noise, y, tol, maxiter, precond, eigh) -> Solve
 def noise_grid(
     name: str, noise: jax.typing.ArrayLike, like: jax.Array, n: tuple[int, ...]
 ) -> jax.Array:
-    """Noise variances of every cell, (..., n_1, ..., n_D), from (...,), (..., N) or themselves."""
+    """Noise variances of every cell, (..., n_1, ..., n_D), from (...,), (..., N) or themselves.
+
+    One of each member of the stack of `like` goes before one of each cell, where both would fit.
+    """
     noise = jnp.asarray(noise, like.dtype)
-    if noise.ndim >= len(n) and noise.shape[noise.ndim - len(n) :] == n:
+    stack = like.shape[: like.ndim - len(n)]
+    of_stack = stack and noise.shape == stack
+    if not of_stack and noise.ndim >= len(n) and noise.shape[noise.ndim - len(n) :] == n:
         return noise
-    if noise.ndim and noise.shape[-1] == math.prod(n) > 1:
+    if not of_stack and noise.ndim and noise.shape[-1] == math.prod(n) > 1:
         return as_grid(name, noise, n)[0]
     return jnp.broadcast_to(noise[(..., *[None] * len(n))], (*noise.shape, *n))
 
@@ -192,21 +202,38 @@ def solve_seen(
         size = jnp.linalg.norm(b.reshape(-1))
         stop = tol * size
 
-        def refine(carry: tuple[jax.Array, jax.Array], _: None):
-            x, spent = carry
-            left = b - product(x)
-            # What was not seen is divided by its noise, exactly: its rows are diagonal.
-            found, steps = solver(*fixed, weight, jnp.where(mask, left, 0), stop, maxiter - spent)
-            return (x + jnp.where(mask, found, left / fixed[2]), spent + steps), None
+        def norm(v: jax.Array) -> jax.Array:
+            return jnp.linalg.norm(v.reshape(-1))
 
-        start = jnp.zeros_like(b), jnp.zeros((), jnp.int32)
-        (x, steps), _ = jax.lax.scan(refine, start, length=_ROUNDS)
-        left = jnp.linalg.norm((b - product(x)).reshape(-1))
-        return x, (jnp.where(size > 0, left / jnp.where(size > 0, size, 1), left), steps)
+        def improved(carry: _Round) -> _Round:
+            x, left, spent = carry
+            budget = maxiter - spent
+            found, steps = solver(*fixed, weight, jnp.where(mask, left, 0), stop, budget)
+            # What was not seen is divided by its noise, exactly: its rows are diagonal.
+            other = x + jnp.where(mask, found, left / fixed[2])
+            beyond = b - product(other)
+            # A round that ran out of steps may be worse than none.
+            better = norm(beyond) < norm(left)
+            x, left = (jnp.where(better, n, o) for n, o in ((other, x), (beyond, left)))
+            return x, left, spent + steps
+
+        def refine(carry: _Round, _: None) -> tuple[_Round, None]:
+            _, left, spent = carry
+            going = (norm(left) > stop) & (spent < maxiter)
+            return jax.lax.cond(going, improved, lambda carry: carry, carry), None
+
+        start = jnp.zeros_like(b), b, jnp.zeros((), jnp.int32)
+        (x, left, steps), _ = jax.lax.scan(refine, start, length=_ROUNDS)
+        residual = norm(left)
+        return x, (jnp.where(size > 0, residual / jnp.where(size > 0, size, 1), residual), steps)
+
+    def solve_back(product: Callable[[jax.Array], jax.Array], b: jax.Array):
+        x, aux = solve(product, b)
+        return jnp.where(aux[0] <= _SLACK * tol, x, jnp.full_like(x, jnp.nan)), aux
 
     seen = jnp.where(mask, y, jnp.zeros_like(y))
     x, (residual, steps) = jax.lax.custom_linear_solve(
-        product, seen, solve, symmetric=True, has_aux=True
+        product, seen, solve, transpose_solve=solve_back, has_aux=True
     )
     return Solved(x, residual, steps, residual <= tol)
 

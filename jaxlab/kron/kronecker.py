@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jaxlab.kron.product import (
     HIGHEST,
     as_common,
-    as_given,
-    as_grid,
     check_square,
     columns,
     kron_dense,
@@ -53,6 +51,21 @@ class Kronecker:
         return (*stack, rows, math.prod(columns(self.factors)))
 
     @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """That of a product with it."""
+        return as_common("Kronecker", self.factors)[0][0].dtype
+
+    @property
+    def H(self) -> "Kronecker":
+        """The conjugate transpose, factor by factor."""
+        return Kronecker(tuple(f.mT.conj() for f in self.factors))
+
+    @property
     def T(self) -> "Kronecker":
         """The transpose, factor by factor."""
         return Kronecker(tuple(f.mT for f in self.factors))
@@ -91,23 +104,49 @@ class Kronecker:
         return Kronecker(tuple(jnp.linalg.inv(f) for f in self.factors))
 
     def solve(self, x: jax.Array) -> jax.Array:
-        """The inverse times x, (..., N) or (..., n_1, ..., n_D), by an LU of each factor.
+        """The inverse times a vector (N,), or columns (..., N, R), by an LU of each factor.
 
         Raises:
-          ValueError: a factor is not square.
+          ValueError: a factor is not square, or x does not fit.
         """
         check_square("Kronecker.solve", self.factors)
         factors, (x,) = as_common("Kronecker.solve", self.factors, x)
-        grid, flat = as_grid("Kronecker.solve", x, columns(factors))
+        n = columns(factors)
+        if x.ndim < 1 or x.shape[-min(x.ndim, 2)] != math.prod(n):
+            raise ValueError(
+                f"Kronecker.solve: x of {x.shape} does not fit factors of {n} columns; nearest: "
+                f"({math.prod(n)},) or (..., {math.prod(n)}, R)"
+            )
+        vector = x.ndim == 1
 
         def core(factors: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
+            x = x.reshape(*n, -1)
             for f in factors:
                 solved = jnp.linalg.solve(f, x.reshape(len(f), -1))
-                x = jnp.moveaxis(solved.reshape(x.shape), 0, -1)
-            return x
+                # Its own axis goes behind those of the factors to come, before the columns.
+                x = jnp.moveaxis(solved.reshape(x.shape), 0, len(n) - 1)
+            return x.reshape(math.prod(n), -1)
 
-        y = over_stack(core, (factors, grid), ((2,) * len(factors), len(factors)))
-        return as_given(y, len(factors), flat)
+        columns_of = x[:, None] if vector else x
+        y = over_stack(core, (factors, columns_of), ((2,) * len(factors), 2))
+        return y[..., 0] if vector else y
+
+    def __mul__(self, scalar: jax.typing.ArrayLike) -> "Kronecker":
+        """A number times this: the first factor takes it."""
+        if jnp.ndim(scalar):
+            raise TypeError(f"Kronecker: {jnp.shape(scalar)} is no scalar; nearest: K @ x")
+        first, *rest = self.factors
+        return Kronecker((scalar * first, *rest))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Kronecker":
+        """-1 times this."""
+        return -1 * self
+
+    def __truediv__(self, scalar: jax.typing.ArrayLike) -> "Kronecker":
+        """This over a number."""
+        return self * (1 / scalar)
 
     def logdet(self) -> jax.Array:
         """Log |det|, (...,).
@@ -121,7 +160,7 @@ class Kronecker:
         def core(factors: tuple[jax.Array, ...]) -> jax.Array:
             return sum((size // len(f)) * jnp.linalg.slogdet(f)[1] for f in factors)  # pyright: ignore[reportReturnType]
 
-        factors = tuple(self.factors)
+        factors, _ = as_common("Kronecker.logdet", self.factors)
         return over_stack(core, (factors,), ((2,) * len(factors),))
 
     def diagonal(self) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxlab.kron.factorise import product_spectrum
 from jaxlab.kron.iterative import kron_masked_solve, noise_grid
 from jaxlab.kron.product import adjoint, apply_factors, as_common, as_grid, check_square, columns
-from jaxlab.kron.shifted import Arrays, Eigh, decomposed, kron_add_scalar_logdet
+from jaxlab.kron.shifted import Arrays, Eigh, decomposed, kron_add_scalar_logdet, once
 
 # Of the solves for gradients, whose error is that of the probes anyway.
 _GRADIENT_TOL = 1e-3
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
     Attributes:
       value: scalar.
-      error: its standard error over the probes.
+      error: its standard error over the probes; NaN if there was one.
     """
 
     value: jax.Array
@@ -106,7 +106,8 @@ def _logdet(
     exact = jnp.sum(jnp.where(mask, jnp.log(noise), zero)) + jnp.sum(jnp.log(scale))
     # One probe after the other: each is as large as the grid.
     values = jax.lax.map(lambda v: _quadrature(product, v, steps), signs)
-    spread = jnp.std(values) / max(len(signs) - 1, 1) ** 0.5
+    # Of one probe alone it is not known: 0 / 0.
+    spread = jnp.std(values) / jnp.sqrt(jnp.asarray(len(signs) - 1, values.dtype))
     return Estimate(exact + jnp.mean(values), spread)
 
 
@@ -142,6 +143,8 @@ def _forward(steps, factors, eig, mask, noise, signs):
 
 def _backward(steps, kept, g):
     factors, eig, mask, noise, signs = kept
+    # The slopes are estimates at constant solutions, whose own slopes are not these.
+    eig = once((factors, noise), eig)
     lams, qs = eig
     weight = jnp.mean(jnp.where(mask, 1 / noise, jnp.zeros_like(noise)))
     any_seen = weight > 0

@@ -12,10 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlab.kron.factorise import product_spectrum
 from jaxlab.kron.iterative import kron_masked_solve
 from jaxlab.kron.product import (
-    HIGHEST,
     apply_factors,
     as_common,
     as_given,
@@ -26,7 +24,7 @@ from jaxlab.kron.product import (
     kron_outer,
     over_stack,
 )
-from jaxlab.kron.shifted import Arrays, decomposed, kron_add_scalar_solve
+from jaxlab.kron.shifted import decomposed, explained, kron_add_scalar_solve
 
 # Cells whose variances are solved for at once, where some are missing.
 _AT_ONCE = 16
@@ -105,13 +103,14 @@ def kron_posterior(
             f"{[v.shape for v in factors_ss_diag]} must be of (s_d, n_d) and (s_d,) with n_d = {n}"
         )
     grid, flat = as_grid(name, y, n)
-    sigma2 = jnp.asarray(sigma2, y.dtype)
-    prior = kron_outer([jnp.asarray(v, y.dtype) for v in factors_ss_diag])
+    real = jnp.finfo(y.dtype).dtype
+    sigma2 = jnp.asarray(sigma2, real)
+    prior = kron_outer([jnp.asarray(v, real) for v in factors_ss_diag])
     eig = decomposed(factors, None)
     if mask is None:
         dual = kron_add_scalar_solve(factors, sigma2, grid, eigh=eig)
-        arrays = (tuple(crosses), eig, sigma2)
-        less = over_stack(_explained, arrays, ((2,) * d, ((1,) * d, (2,) * d), 0))
+        arrays = (factors, eig, tuple(crosses), sigma2)
+        less = over_stack(explained, arrays, ((2,) * d, ((1,) * d, (2,) * d), (2,) * d, 0))
     else:
         mask = as_grid(f"{name}: mask", jnp.asarray(mask, bool), n)[0]
         solved = kron_masked_solve(factors, mask, sigma2, grid, eigh=eig)
@@ -129,14 +128,6 @@ def kron_posterior(
 def _aligned(ndim: int, *arrays: jax.Array) -> list[jax.Array]:
     """Arrays with leading axes of length 1 to make up the number."""
     return [a.reshape((1,) * (ndim - a.ndim) + a.shape) for a in arrays]
-
-
-def _explained(crosses: Arrays, eig: tuple[Arrays, Arrays], sigma2: jax.Array) -> jax.Array:
-    lams, qs = eig
-    squares = [
-        jnp.square(jnp.matmul(c, q, precision=HIGHEST)) for c, q in zip(crosses, qs, strict=True)
-    ]
-    return apply_factors(squares, 1 / (product_spectrum(lams) + sigma2))
 
 
 def _explained_seen(factors, eig, crosses, mask, sigma2) -> jax.Array:
@@ -181,6 +172,7 @@ def kron_posterior_samples(
       The draws, and how well the solves behind them went.
 
     Raises:
+      NotImplementedError: a derivative with respect to a factor is asked for.
       ValueError: shapes do not fit, or `count` is less than 1.
 
     >>> k = jnp.eye(2), jnp.eye(1)
@@ -207,7 +199,7 @@ def kron_posterior_samples(
     sigma2 = jnp.asarray(sigma2, y.dtype)
     eig = decomposed(factors, None)
     roots = [
-        _root(jnp.block([[k, c.T], [c, t]]))
+        _root(_constant(jnp.block([[k, c.T], [c, t]])))
         for k, c, t in zip(factors, crosses, tests, strict=True)
     ]
 
@@ -232,6 +224,19 @@ def kron_posterior_samples(
         return Samples(mean + away, away, jnp.maximum(residual, residual_at), ok & ok_at)
 
     return jax.lax.map(draw, jax.random.split(key, count))
+
+
+@jax.custom_jvp
+def _constant(joint: jax.Array) -> jax.Array:
+    return joint
+
+
+@_constant.defjvp
+def _(primals, tangents):
+    raise NotImplementedError(
+        "kron_posterior_samples: draws have no derivatives with respect to covariances, whose root "
+        "has none where points of the grids are equal; nearest: kron_posterior, or gradients in y"
+    )
 
 
 def _root(joint: jax.Array) -> jax.Array:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 HIGHEST = jax.lax.Precision.HIGHEST
+# What decompositions are there for.
+_DTYPES = ("float32", "float64", "complex64", "complex128")
 
 
 def kron_matvec(
@@ -129,7 +131,7 @@ def kron_outer(vectors: Sequence[jax.Array]) -> jax.Array:
     def core(vectors: tuple[jax.Array, ...]) -> jax.Array:
         return functools.reduce(lambda a, b: jnp.tensordot(a, b, axes=0), vectors)
 
-    vectors = tuple(jnp.asarray(v) for v in vectors)
+    vectors = same_dtype(vectors)
     return over_stack(core, (vectors,), ((1,) * len(vectors),))
 
 
@@ -177,7 +179,12 @@ def over_stack(fn: Callable[..., Any], arrays: Any, core: Any) -> Any:
 def as_common(
     name: str, factors: Sequence[jax.Array], *more: jax.Array
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """Factors, and further arrays, in their common dtype."""
+    """Factors, and further arrays, in their common dtype.
+
+    Raises:
+      TypeError: it is not floating of 32 bits or more.
+      ValueError: there are no factors, or one is no matrix or empty.
+    """
     factors = tuple(jnp.asarray(f) for f in factors)
     if not factors:
         raise ValueError(f"{name}: factors=() must be one array or more")
@@ -187,7 +194,19 @@ def as_common(
     others = tuple(jnp.asarray(x) for x in more)
     # NumPy's rules, since JAX's may be set to refuse a real factor of a complex vector.
     dtype = np.result_type(*(a.dtype for a in (*factors, *others)))
+    if dtype.name not in _DTYPES:
+        raise TypeError(f"{name}: {dtype} is not one of {', '.join(_DTYPES)}; nearest: float32")
+    for i, f in enumerate(factors):
+        if not f.shape[-1] * f.shape[-2]:
+            raise ValueError(f"{name}: factors[{i}] of {f.shape} is empty; nearest: (..., 1, 1)")
     return tuple(f.astype(dtype) for f in factors), tuple(x.astype(dtype) for x in others)
+
+
+def same_dtype(arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Arrays in their common dtype, by NumPy's rules."""
+    arrays = tuple(jnp.asarray(a) for a in arrays)
+    dtype = np.result_type(*(a.dtype for a in arrays))
+    return tuple(a.astype(dtype) for a in arrays)
 
 
 def as_grid(name: str, x: jax.Array, n: tuple[int, ...]) -> tuple[jax.Array, bool]:

@@ -10,7 +10,7 @@ Cambridge, 2011, chapter 5, for the products.
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from jaxlab.kron.product import (
     check_square,
     columns,
     over_stack,
+    same_dtype,
 )
 
 Arrays: TypeAlias = tuple[jax.Array, ...]
@@ -59,7 +60,8 @@ def eigh_add_scalar_solve(
     qs, (x,) = as_common("eigh_add_scalar_solve", qs, x)
     grid, flat = as_grid("eigh_add_scalar_solve", x, columns(qs))
     d = len(qs)
-    arrays = ((tuple(lams), qs), _scalar(sigma2, x), grid)
+    real = jnp.finfo(x.dtype).dtype
+    arrays = ((tuple(lam.astype(real) for lam in same_dtype(lams)), qs), _scalar(sigma2, x), grid)
     y = over_stack(solve_shifted, arrays, (((1,) * d, (2,) * d), 0, d))
     return as_given(y, d, flat)
 
@@ -74,7 +76,7 @@ def eigh_add_scalar_logdet(lams: Sequence[jax.Array], sigma2: jax.typing.ArrayLi
     >>> round(eigh_add_scalar_logdet((jnp.ones(2), 3 * jnp.ones(1)), 1.0).item(), 4)  # 2 log 4
     2.7726
     """
-    lams = tuple(jnp.asarray(lam) for lam in lams)
+    lams = same_dtype(lams)
     arrays = (lams, _scalar(sigma2, lams[0]))
     return over_stack(_logdet_in, arrays, ((1,) * len(lams), 0))
 
@@ -178,17 +180,17 @@ def _logdet_in(lams: Arrays, sigma2: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def _once(factors: Arrays, eig: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
-    """`eig`, in a derivative that must not be taken with respect to the factors again."""
-    del factors
-    return eig
+def once(of: Any, constant: Any) -> Any:
+    """`constant`, in a derivative that must not be taken with respect to `of` again."""
+    del of
+    return constant
 
 
-@_once.defjvp
+@once.defjvp
 def _(primals, tangents):
     raise NotImplementedError(
-        "kron: (K + sigma^2 I)^-1 and its log-determinant have first derivatives with respect to "
-        "factors and none beyond; nearest: differentiate the dense matrix"
+        "kron: what is computed of (K + sigma^2 I)^-1 and its log-determinant has first derivatives"
+        " with respect to factors and none beyond; nearest: differentiate the dense matrix"
     )
 
 
@@ -207,7 +209,7 @@ def _solve_forward(factors, eig, sigma2, x):
 
 def _solve_backward(kept, g):
     factors, eig, sigma2, dual = kept
-    lams, qs = _once(factors, eig)
+    lams, qs = once(factors, eig)
     spectrum = product_spectrum(lams)
     along = apply_factors(tuple(q.T for q in qs), g)
     w = along * (1 / (spectrum + sigma2)).astype(g.dtype)
@@ -238,7 +240,7 @@ def _logdet_forward(factors, eig, sigma2):
 
 def _logdet_backward(kept, g):
     factors, eig, sigma2 = kept
-    lams, qs = _once(factors, eig)
+    lams, qs = once(factors, eig)
     inverse = 1 / (product_spectrum(lams) + sigma2)
     slopes = []
     for d, q in enumerate(qs):
@@ -252,6 +254,66 @@ def _logdet_backward(kept, g):
 
 
 _logdet.defvjp(_logdet_forward, _logdet_backward)
+
+
+@jax.custom_vjp
+def explained(
+    factors: Arrays, eig: tuple[Arrays, Arrays], crosses: Arrays, sigma2: jax.Array
+) -> jax.Array:
+    """c^H (K + sigma^2 I)^-1 c, real, for every column c of C_1 (x) ... (x) C_D, conjugated.
+
+    Args:
+      factors: D arrays (n_d, n_d), to which the derivatives belong.
+      eig: their decomposition.
+      crosses: D arrays (s_d, n_d), the C_d.
+      sigma2: scalar.
+
+    Returns:
+      (s_1, ..., s_D).
+    """
+    del factors
+    return _explained_in(eig, crosses, sigma2)
+
+
+def _explained_in(eig: tuple[Arrays, Arrays], crosses: Arrays, sigma2: jax.Array) -> jax.Array:
+    lams, qs = eig
+    along = [jnp.matmul(c, q, precision=HIGHEST) for c, q in zip(crosses, qs, strict=True)]
+    squares = [(a * a.conj()).real for a in along]
+    return apply_factors(squares, 1 / (product_spectrum(lams) + sigma2))
+
+
+def _explained_forward(factors, eig, crosses, sigma2):
+    return _explained_in(eig, crosses, sigma2), (factors, eig, crosses, sigma2)
+
+
+def _explained_backward(kept, g):
+    factors, eig, crosses, sigma2 = kept
+    lams, qs = once(factors, eig)
+    _, pull = jax.vjp(lambda c, s: _explained_in((lams, qs), c, s), crosses, sigma2)
+    d_crosses, d_sigma2 = pull(g)
+    inverse = 1 / (product_spectrum(lams) + sigma2)
+    along = [jnp.matmul(c, q, precision=HIGHEST) for c, q in zip(crosses, qs, strict=True)]
+    squares = [(a * a.conj()).real for a in along]
+    slopes = []
+    for d, q in enumerate(qs):
+        others = [s.T if e != d else jnp.eye(len(s), dtype=s.dtype) for e, s in enumerate(squares)]
+        rest = product_spectrum([jnp.ones_like(m) if e == d else m for e, m in enumerate(lams)])
+        # By test point of this axis: the weight of each combination of the others' eigenvectors.
+        weights = jnp.moveaxis(apply_factors(others, g), d, 0).reshape(len(along[d]), -1)
+        weights = weights * jnp.moveaxis(rest, d, 0)[0].reshape(1, -1)
+        rows = jnp.moveaxis(inverse, d, 0).reshape(len(q), -1)
+
+        def add(total, of_point, rows=rows):
+            row, weight = of_point
+            both = jnp.matmul(rows * weight[None], rows.T, precision=HIGHEST)
+            return total + both.astype(row.dtype) * jnp.outer(row.conj(), row), None
+
+        inner, _ = jax.lax.scan(add, jnp.zeros_like(q), (along[d], weights))
+        slopes.append(-_in_basis(q, inner.conj()))
+    return tuple(slopes), _no_slope(eig), d_crosses, d_sigma2
+
+
+explained.defvjp(_explained_forward, _explained_backward)
 
 
 def _in_basis(q: jax.Array, inner: jax.Array) -> jax.Array:

@@ -136,7 +136,9 @@ class Pde:
         return found
 
     def eval_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Relative L2 error where the solution is known, criterion, residual, boundary gap."""
+        """Relative L2 error where the solution is known, criterion, residual, boundary gap, and
+        what the solver of grid values left of its system.
+        """
         return dict(sums)
 
     def figures(self, params: Any) -> dict[str, Callable[[Any], None]]:
@@ -161,6 +163,7 @@ class Pde:
             "residual": jnp.sqrt(terms.residual / n),
             "boundary_gap": jnp.sqrt(terms.gap / n_b),
             "criterion": terms.criterion,
+            "unsolved": terms.unsolved,
         }
 
     def _exact(self) -> np.ndarray:
