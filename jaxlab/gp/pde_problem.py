@@ -198,7 +198,8 @@ def _check_linear(
 
     def value(of: Mapping[Any, Any]) -> np.ndarray:
         arrays = {key: jnp.asarray(v) for key, v in of.items()}
-        return np.asarray(operator(arrays[None], lambda *key: arrays[key], places))
+        found = operator(arrays[None], lambda axis, order: arrays[axis, order], places)
+        return np.asarray(found)
 
     one, other = random(), random()
     both = value({key: one[key] + other[key] for key in one})

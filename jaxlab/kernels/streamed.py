@@ -188,7 +188,7 @@ def _build(
 
     def body(x_gmem: Any, *refs: Any, **scratch: Any) -> None:
         *w_gmem, out_gmem = refs[: len(dtypes)] + refs[-1:]
-        s_gmem = None if scale is None else refs[len(dtypes)]
+        s_gmem: Any = None if scale is None else refs[len(dtypes)]
         layout = plgpu.Layout.WGMMA
         row, split, way = (lax.axis_index(name) for name in ("n", "k", "way"))
         rows = pl.ds(row * TILE, TILE)
@@ -306,7 +306,7 @@ def _build(
     for i, (width, bits, dtype) in enumerate(zip(plan.w_columns, plan.w_bits, dtypes, strict=True)):
         transforms = _compat.tiled(plan.width, bits)
         scratch[f"w{i}"] = plgpu.SMEM((*held, TILE, width), dtype, transforms=transforms)
-    if plan.groups:
+    if scale is not None and plan.groups:
         scratch["scale"] = plgpu.SMEM((*held, plan.groups, TILE), scale.dtype)
     if ways > 1:
         scratch["partial"] = plgpu.SMEM((ways, TILE, columns), jnp.float32)

@@ -217,10 +217,10 @@ def solve_seen(
             x, left = (jnp.where(better, n, o) for n, o in ((other, x), (beyond, left)))
             return x, left, spent + steps
 
-        def refine(carry: _Round, _: None) -> tuple[_Round, None]:
-            _, left, spent = carry
+        def refine(carry: _Round, none: None) -> tuple[_Round, None]:
+            left, spent = carry[1:]
             going = (norm(left) > stop) & (spent < maxiter)
-            return jax.lax.cond(going, improved, lambda carry: carry, carry), None
+            return jax.lax.cond(going, improved, lambda carry: carry, carry), none
 
         start = jnp.zeros_like(b), b, jnp.zeros((), jnp.int32)
         (x, left, steps), _ = jax.lax.scan(refine, start, length=_ROUNDS)

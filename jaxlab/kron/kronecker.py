@@ -136,7 +136,7 @@ class Kronecker:
         if jnp.ndim(scalar):
             raise TypeError(f"Kronecker: {jnp.shape(scalar)} is no scalar; nearest: K @ x")
         first, *rest = self.factors
-        return Kronecker((scalar * first, *rest))
+        return Kronecker((jnp.multiply(scalar, first), *rest))
 
     __rmul__ = __mul__
 

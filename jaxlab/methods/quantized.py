@@ -149,7 +149,8 @@ class Quantized(Matrix):
             )
         if not isinstance(w, Tracer) and not bool(jnp.all(jnp.isfinite(w))):
             raise ValueError("quantized: the kernel is not all finite, so it has no scale")
-        return cls(*_rounded(w, quant, group), d_in, quant)
+        words, scale = _rounded(w, quant, group)
+        return cls(words, scale, d_in, quant)
 
     @property
     def packed(self) -> Planar:

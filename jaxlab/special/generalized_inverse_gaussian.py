@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.special.bessel import kv_ratio, log_kve
-from jaxlab.special.matern import order_below
 from jaxlab.special.promotion import check_above, promoted
 
 
@@ -39,7 +38,7 @@ def gig_log_prob(x: Any, p: Any, a: Any, b: Any) -> jax.Array:
 
 @jax.jit
 def _log_density(x: jax.Array, p: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    omega, eta = jnp.sqrt(a) * jnp.sqrt(b), jnp.sqrt(b / a)
+    omega, eta = _omega_eta(a, b)
     inside = (x > 0) & (x < jnp.inf)
     z = jnp.where(inside, x / eta, jnp.ones_like(x))
     constant = jnp.log(2 * eta) + log_kve(p, omega)
@@ -63,7 +62,8 @@ def gig_mean(p: Any, a: Any, b: Any) -> jax.Array:
     '0.5000'
     """
     (p, a, b), dtype = _arguments("gig_mean", p=p, a=a, b=b)
-    return (jnp.sqrt(b / a) * _order_above(p, jnp.sqrt(a) * jnp.sqrt(b))).astype(dtype)
+    omega, eta = _omega_eta(a, b)
+    return (eta * kv_ratio(p, omega)).astype(dtype)
 
 
 def gig_variance(p: Any, a: Any, b: Any) -> jax.Array:
@@ -75,18 +75,14 @@ def gig_variance(p: Any, a: Any, b: Any) -> jax.Array:
     '1.0000'
     """
     (p, a, b), dtype = _arguments("gig_variance", p=p, a=a, b=b)
-    omega = jnp.sqrt(a) * jnp.sqrt(b)
-    up = _order_above(p, omega)
-    return (b / a * up * (_order_above(p + 1, omega) - up)).astype(dtype)
+    omega, eta = _omega_eta(a, b)
+    up = kv_ratio(p, omega)
+    return (eta * up * (eta * (kv_ratio(p + 1, omega) - up))).astype(dtype)
 
 
-@jax.jit
-def _order_above(p: jax.Array, omega: jax.Array) -> jax.Array:
-    """`K_{p+1} / K_p`, for orders of any sign."""
-    upward = p >= 0
-    one = jnp.ones_like(p)
-    up = kv_ratio(jnp.where(upward, p, one), omega)
-    return jnp.where(upward, up, order_below(jnp.where(upward, one, -p), omega))
+def _omega_eta(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """sqrt(a b) and sqrt(b / a), which may exist where a b and b / a do not."""
+    return jnp.sqrt(a) * jnp.sqrt(b), jnp.sqrt(b) / jnp.sqrt(a)
 
 
 def _arguments(owner: str, **given: Any) -> tuple[list[jax.Array], Any]:

@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import digamma, gammaln
 
-from jaxlab.special.bessel import kv_ratio, log_kv, log_kv_dv, log_kve
+from jaxlab.special.bessel import kv_ratio, log_kv, log_kv_dv
 from jaxlab.special.bessel.debye import debye_polynomials, debye_sum
 from jaxlab.special.promotion import check_above, promoted
 
@@ -62,19 +61,9 @@ def log_matern(r: Any, nu: Any, ell: Any) -> jax.Array:
     return value.astype(dtype)
 
 
-def order_below(nu: jax.Array, s: jax.Array) -> jax.Array:
-    """`K_{nu-1}(s) / K_nu(s)`, for positive nu and s of one shape and dtype."""
-    above = nu >= 1
-    one = jnp.ones_like(nu)
-    ratio = 1 / kv_ratio(jnp.where(above, nu - 1, one), s)
-    # K_{nu-1} is K_{1-nu}, and both logarithms are small.
-    low = jnp.where(above, one / 2, nu)
-    return jnp.where(above, ratio, jnp.exp(log_kve(1 - low, s) - log_kve(low, s)))
-
-
 def _log_matern(owner: str, r: Any, nu: Any, ell: Any) -> tuple[jax.Array, Any]:
     check_above(owner, 0, strict=True, nu=nu, ell=ell)
-    known = None if isinstance(nu, Tracer) else np.asarray(nu)
+    known = None if isinstance(nu, jax.Array) else np.asarray(nu)
     (r, nu, ell), dtype = promoted(owner, r=r, nu=nu, ell=ell)
     sides = (False, True)
     if known is not None:
@@ -151,7 +140,8 @@ def _slope_over_s(nu: jax.Array, s: jax.Array) -> jax.Array:
     one = jnp.ones_like(nu)
     curved = nu > 1
     limit = jnp.where(curved, 1 / (2 * jnp.where(curved, nu - 1, one)), jnp.zeros_like(nu))
-    return jnp.where(inside, order_below(nu, safe) / safe, limit)
+    # K_{nu-1} / K_nu
+    return jnp.where(inside, kv_ratio(-nu, safe) / safe, limit)
 
 
 def _positive(s: jax.Array) -> tuple[jax.Array, jax.Array]:

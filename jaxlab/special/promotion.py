@@ -26,7 +26,9 @@ def promoted(owner: str, **given: Any) -> tuple[list[jax.Array], Any]:
     ('float32', (2,), 'bfloat16')
     """
     for name, value in given.items():
-        given[name] = value = value if isinstance(value, int | float) else jnp.asarray(value)
+        given[name] = value = (
+            value if isinstance(value, int | float) else _array(owner, name, value)
+        )
         dtype = jnp.result_type(value)
         if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
             raise TypeError(f"{owner}: {name} is {dtype}; it must be real")
@@ -37,6 +39,13 @@ def promoted(owner: str, **given: Any) -> tuple[list[jax.Array], Any]:
     ]
     dtype = jnp.dtype(jnp.result_type(*floats) if floats else jnp.result_type(float))
     return [jnp.asarray(value, computed_in(dtype)) for value in given.values()], dtype
+
+
+def _array(owner: str, name: str, value: Any) -> jax.Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{owner}: {name}={value!r} is no array of numbers") from error
 
 
 def computed_in(dtype: Any) -> Any:
@@ -56,11 +65,14 @@ def check_above(owner: str, least: float, *, strict: bool = False, **given: Any)
     for name, value in given.items():
         if isinstance(value, Tracer):
             continue
-        numbers = np.asarray(value).astype(np.float64)
-        wrong = numbers <= least if strict else numbers < least
-        if wrong.any():
+        if not np.size(value):
+            continue
+        # In JAX, so that large arrays stay where they are, and now, even inside of a jit.
+        with jax.ensure_compile_time_eval():
+            smallest = float(jnp.nanmin(jnp.asarray(value)))
+        if smallest <= least if strict else smallest < least:
             bound = f"above {least:g}" if strict else f"{least:g} or more"
-            raise ValueError(f"{owner}: {name}={numbers[wrong].flat[0]:g} must be {bound}")
+            raise ValueError(f"{owner}: {name}={smallest:g} must be {bound}")
 
 
 def check_unit(owner: str, **given: Any) -> None:

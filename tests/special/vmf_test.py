@@ -209,7 +209,7 @@ def test_bad_arguments_are_named():
         vmf_fit(np.ones((3, 4)))
     with pytest.raises(ValueError, match=r"vmf_fit: y of shape \(3,\) must be points"):
         vmf_fit(np.eye(3)[0])
-    with pytest.raises(ValueError, match="axis=1 is that of the coordinates"):
+    with pytest.raises(ValueError, match="axis=-1 must be one of"):
         vmf_fit(np.eye(3), axis=-1)
     with pytest.raises(ValueError, match="weights=-1 must be 0 or more"):
         vmf_fit(np.eye(3), np.array([1, -1, 0]))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.quantized_matmul.pallas_mosaic_gpu import mosaic_gpu
-from jaxlab.kernels.quantized_matmul.pallas_triton import triton
 from jaxlab.kernels.quantized_matmul.reference import reference, xla
 from jaxlab.kernels.quantized_matmul.shapes import problem_of
 from jaxlab.kernels.streamed import Config
@@ -38,8 +37,8 @@ def quantized_matmul(
       packed: q, (n, k), of kind "int8", "int4" or "uint4", from `pack`.
       scale: floating, (groups, n): k / groups consecutive k share one.
       zero: like `scale`; None is 0.
-      implementation: None takes the kernel where it was measured to win and XLA elsewhere; "xla",
-        "mosaic_gpu" or "triton" takes that one or raises; of a sequence, the first that can.
+      implementation: None takes the kernel where it was measured to win and XLA elsewhere; "xla"
+        or "mosaic_gpu" takes that one or raises; of a sequence, the first that can.
       config: of "mosaic_gpu"; None takes the stored one, or a rule of thumb.
       interpret: runs the kernel on a CPU.
 
@@ -132,7 +131,6 @@ def _forward(
     entry, config = dispatch.choice(op, problem, config)
     kernels = {
         "mosaic_gpu": functools.partial(mosaic_gpu, config=config, interpret=interpret),
-        "triton": functools.partial(triton, interpret=interpret),
         "xla": xla,
     }
     return dispatch.run(

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
 from jaxlab.special.bessel import regions
@@ -32,8 +31,8 @@ def log_iv(v: Any, x: Any, *, method: Method = "auto") -> jax.Array:
 
     Elementwise; v and x are broadcast. float16 and bfloat16 are computed in float32. Twice
     differentiable in both arguments, forwards and backwards; where the order is a number or an
-    array that is known outside of tracing and large, nothing but the uniform expansion is computed,
-    with as few terms as suffice.
+    array of NumPy's and large, nothing but the uniform expansion is computed, with as few terms as
+    suffice.
 
     Args:
       v: real orders, 0 or more; NaN for others.
@@ -109,32 +108,68 @@ def log_iv_dv(v: Any, x: Any) -> jax.Array:
 
 
 def log_kv_dv(v: Any, x: Any) -> jax.Array:
-    """The derivative of `log_kv` with respect to the order; 0 at v = 0."""
-    return _evaluate("log_kv_dv", _dv, Function(-1, False, 0), v, x)
+    """The derivative of `log_kv` with respect to the order; 0 at v = 0, and odd in v."""
+    order, _, dtype = _arguments("log_kv_dv", v, x)
+    found = _evaluate("log_kv_dv", _dv, Function(-1, False, 0), v, x)
+    return jnp.sign(order).astype(dtype) * found
 
 
 def iv_ratio(v: Any, x: Any) -> jax.Array:
     """`I_{v+1}(x) / I_v(x)`, in [0, 1): a quotient of positive terms, nothing of which cancels.
 
     Args:
-      v: real orders, 0 or more.
-      x: real, 0 or more.
+      v: real orders, 0 or more; NaN for others.
+      x: real, 0 or more; NaN for others.
+
+    Returns:
+      0 at x = 0, 1 at x = inf.
 
     >>> round(float(iv_ratio(1023.0, 1365.0667)), 4)  # mean resultant length, in 2048 dimensions
     0.5
     """
+    above = v + 1 if _known(v) else None
     v, x, dtype = _arguments("iv_ratio", v, x)
-    return (1 / (log_iv_dx(v + 1, x) + (v + 1) / x)).astype(dtype)
+    # Here the next term of the series is below rounding, and x^2 might underflow.
+    small = x <= float(jnp.finfo(x.dtype).eps) ** 0.5 * (v + 1)
+    safe = jnp.where(small, jnp.ones_like(x), x)
+    far = 1 / (log_iv_dx(v + 1 if above is None else above, safe) + (v + 1) / safe)
+    legal = (v >= 0) & (x >= 0)
+    found = jnp.where(small, x / (2 * v + 2), far)
+    return jnp.where(legal, found, jnp.full_like(found, jnp.nan)).astype(dtype)
 
 
 def kv_ratio(v: Any, x: Any) -> jax.Array:
-    """`K_{v+1}(x) / K_v(x)`, above 1 for v >= 0: a sum of positive terms.
+    """`K_{v+1}(x) / K_v(x)`, above 1 for v > -1/2, without differences.
+
+    Args:
+      v: real orders.
+      x: real, 0 or more; NaN for others.
+
+    Returns:
+      At x = 0 it is inf for v > -1/2, and 0 for v < -1/2; at x = inf it is 1.
 
     >>> f"{kv_ratio(0.5, 2.0):.4f}"  # 1 + 1 / x
     '1.5000'
     """
+    known = _known(v) and bool(np.all(np.asarray(v) >= 0))
+    given = v
     v, x, dtype = _arguments("kv_ratio", v, x)
-    return (v / x - log_kv_dx(v, x)).astype(dtype)
+    inside = (x > 0) & (x < _INF)
+    safe, one = jnp.where(inside, x, jnp.ones_like(x)), jnp.ones_like(x)
+    if known:
+        found = v / safe - log_kv_dx(given, safe)
+    else:
+        # K_{v+1} is K_{-v-1}: for v <= -1 it is the reciprocal for -v - 1, and between both
+        # logarithms are small.
+        up, down = v >= 0, v <= -1
+        order = jnp.where(up, v, jnp.where(down, -v - 1, one / 2))
+        ratio = order / safe - log_kv_dx(order, safe)
+        low = jnp.where(up | down, one / 2, -v)
+        between = jnp.exp(log_kve(1 - low, safe) - log_kve(low, safe))
+        found = jnp.where(up, ratio, jnp.where(down, 1 / ratio, between))
+    at_zero = jnp.where(v > -0.5, one * _INF, jnp.where(v == -0.5, one, 0 * one))
+    edge = jnp.where(x == 0, at_zero, jnp.where(x == _INF, one, one * jnp.nan))
+    return jnp.where(inside, found, jnp.where(jnp.isnan(v), v, edge)).astype(dtype)
 
 
 def _evaluate(
@@ -148,13 +183,18 @@ def _evaluate(
     evaluate = {"auto": function, "paper": _published}.get(method)
     if evaluate is None:
         raise ValueError(f"{owner}: method={method!r}; valid: auto, paper")
-    orders = None if isinstance(v, Tracer) else np.asarray(v)
+    orders = np.asarray(v) if _known(v) else None
     v, x, dtype = _arguments(owner, v, x)
     v = jnp.abs(v) if f.sign < 0 else v
     if orders is not None and orders.size:
         smallest = np.min(np.abs(orders) if f.sign < 0 else orders)
         f = f._replace(terms=SCHEMES[v.dtype.name].terms_above(float(smallest)))
     return evaluate(f, v, x).astype(dtype)
+
+
+def _known(v: Any) -> bool:
+    """Whether orders may be looked at: those of an array of JAX's may be far away, or traced."""
+    return isinstance(v, int | float | np.generic | np.ndarray)
 
 
 def _arguments(owner: str, v: Any, x: Any) -> tuple[jax.Array, jax.Array, Any]:

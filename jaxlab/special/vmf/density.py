@@ -87,6 +87,10 @@ def vmf_log_prob(y: Any, mu: Any, kappa: Any) -> jax.Array:
     """
     check_unit("vmf_log_prob", y=y, mu=mu)
     (y, mu, kappa), dtype = promoted("vmf_log_prob", y=y, mu=mu, kappa=kappa)
+    if y.shape[-1:] != mu.shape[-1:]:
+        raise ValueError(
+            f"vmf_log_prob: mu of {mu.shape} must have the {y.shape[-1:]} coordinates of y"
+        )
     _check_dimension("vmf_log_prob", np.broadcast_shapes(y.shape, mu.shape)[-1])
     return _log_prob(y, mu, kappa).astype(dtype)
 
@@ -213,24 +217,23 @@ def _log_constant_jvp(known, scaled, primals, tangents):
 @partial(jax.jit, static_argnums=0)
 def mean_resultant(known: Known, p: jax.Array, kappa: jax.Array) -> jax.Array:
     """A_p(kappa), for p and kappa of one shape and dtype."""
-    inside, safe = _positive(kappa)
-    # The tangent at 0 gives the derivative there.
-    at_end = jnp.where(kappa == jnp.inf, jnp.ones_like(kappa), jnp.nan * p)
-    edge = jnp.where(kappa == 0, kappa / p, at_end)
-    return jnp.where(inside, iv_ratio(_order(known, p), safe), edge)
+    return iv_ratio(_order(known, p), kappa)
 
 
 @partial(jax.jit, static_argnums=0)
 def resultant_gap(known: Known, p: jax.Array, kappa: jax.Array) -> jax.Array:
     """`1 - A_p(kappa)`, to full relative accuracy where A is close to 1."""
-    inside, safe = _positive(kappa)
+    # Below, 1 - A is no difference of close numbers.
+    near = (kappa >= 0) & (kappa < 0.25)
+    inside = (kappa >= 0.25) & (kappa < jnp.inf)
+    safe = jnp.where(inside, kappa, jnp.ones_like(kappa))
     above = _order(known, p) + 1
     # 1 / A = D + above / kappa, where D is the logarithmic derivative of I_above.
     _, less = jax.jvp(lambda x: log_ive(above, x), (safe,), (jnp.ones_like(safe),))
     far = iv_ratio(_order(known, p), safe) * (less + above / safe)
     at_end = jnp.where(kappa == jnp.inf, jnp.zeros_like(kappa), jnp.nan * p)
-    edge = jnp.where(kappa == 0, 1 - kappa / p, at_end)
-    return jnp.where(inside, far, edge)
+    close = 1 - mean_resultant(known, p, jnp.where(near, kappa, jnp.zeros_like(kappa)))
+    return jnp.where(inside, far, jnp.where(near, close, at_end))
 
 
 def _order(known: Known, p: jax.Array) -> Any:

@@ -43,10 +43,14 @@ def vmf_kappa_from_r(p: Any, r: Any, *, steps: int = 4) -> jax.Array:
     >>> f"{vmf_kappa_from_r(2048, 0.5):.2f}"
     '1365.07'
     """
-    if steps < 0:
-        raise ValueError(f"vmf_kappa_from_r: steps={steps} is negative; nearest: 0")
+    _check_steps("vmf_kappa_from_r", steps)
     known, p, r, dtype = of_dimension("vmf_kappa_from_r", p, r)
     return _kappa(known, steps, p, r).astype(dtype)
+
+
+def _check_steps(owner: str, steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"{owner}: steps={steps!r} must be a whole number, 0 or more; nearest: 4")
 
 
 def vmf_fit(
@@ -74,18 +78,27 @@ def vmf_fit(
     >>> f"{mu[0]:.4f}, {mu[1]:.4f}, {kappa:.2f}"
     '0.7071, 0.7071, 50.00'
     """
-    if np.ndim(y) < 2:
+    _check_steps("vmf_fit", steps)
+    if np.ndim(y) < 2 or not np.size(y):
         raise ValueError(
-            f"vmf_fit: y of shape {np.shape(y)} must be points (..., n, p); nearest: y[None]"
+            f"vmf_fit: y of shape {np.shape(y)} must be points (..., n, p), n 1 or more"
         )
     check_unit("vmf_fit", y=y)
     given = {} if weights is None else {"weights": weights}
     check_above("vmf_fit", 0, **given)
     (y, *rest), dtype = promoted("vmf_fit", y=y, **given)
+    check_above("vmf_fit", 2, p=y.shape[-1])
+    if not -y.ndim <= axis < y.ndim or axis % y.ndim == y.ndim - 1:
+        raise ValueError(
+            f"vmf_fit: axis={axis} must be one of y's {y.ndim}, and not the last, of coordinates; "
+            f"nearest: {y.ndim - 2}"
+        )
     axis = axis % y.ndim
-    if axis == y.ndim - 1:
-        raise ValueError(f"vmf_fit: axis={axis} is that of the coordinates; nearest: {axis - 1}")
-    total = jnp.broadcast_to(rest[0] if rest else jnp.ones((), y.dtype), y.shape[:-1])
+    total = rest[0] if rest else jnp.ones((), y.dtype)
+    pairs = zip(total.shape[::-1], y.shape[-2::-1], strict=False)
+    if total.ndim >= y.ndim or any(here not in (1, there) for here, there in pairs):
+        raise ValueError(f"vmf_fit: weights of {total.shape} must be {y.shape[:-1]}, one a point")
+    total = jnp.broadcast_to(total, y.shape[:-1])
     mu, kappa = _fit(axis, steps, y, total)
     return mu.astype(dtype), kappa.astype(dtype)
 

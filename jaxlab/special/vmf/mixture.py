@@ -145,6 +145,10 @@ def vmf_mixture_init(key: jax.Array, y: Any, components: int) -> VmfMixture:
       ValueError: fewer than one component, or more than points.
     """
     (y,), dtype = promoted("vmf_mixture_init", y=y)
+    if y.ndim != 2:
+        raise ValueError(f"vmf_mixture_init: y of {y.shape} must be points (n, p)")
+    if isinstance(components, bool) or not isinstance(components, int):
+        raise TypeError(f"vmf_mixture_init: components={components!r} must be a whole number")
     if not 1 <= components <= len(y):
         raise ValueError(
             f"vmf_mixture_init: components={components} must be in [1, {len(y)}], the points"
@@ -217,7 +221,12 @@ def below_one(dtype: Any) -> float:
 
 def _joint(owner: str, y: Any, mixture: VmfMixture) -> tuple[jax.Array, Any]:
     """Log weight + log density, (n, k), and the dtype of results."""
+    check_unit(owner, y=y)
     (y, *parts), dtype = promoted(owner, y=y, **mixture._asdict())
+    if y.shape[-1:] != parts[1].shape[-1:]:
+        raise ValueError(
+            f"{owner}: y of {y.shape} must have the {parts[1].shape[-1:]} coordinates of mixture.mu"
+        )
     return _joint_of(y, VmfMixture(*parts)), dtype
 
 

@@ -42,6 +42,8 @@ def vmf_sample(key: jax.Array, mu: Any, kappa: Any, shape: tuple[int, ...] = ())
     >>> y.shape, bool(jnp.all(y[:, 1] > 0.99))
     ((3, 2), True)
     """
+    if isinstance(shape, int):
+        raise TypeError(f"vmf_sample: shape={shape} must be a tuple; nearest: ({shape},)")
     check_unit("vmf_sample", mu=mu)
     check_above("vmf_sample", 0, kappa=kappa)
     (mu, kappa), dtype = promoted("vmf_sample", mu=mu, kappa=kappa)
@@ -68,7 +70,7 @@ def vmf_sample(key: jax.Array, mu: Any, kappa: Any, shape: tuple[int, ...] = ())
 @jax.jit
 def _gap(key: jax.Array, half: jax.Array, kappa: jax.Array) -> jax.Array:
     """Draws of 1 - mu.y, of kappa's shape; half is (p - 1) / 2."""
-    finite = kappa < jnp.inf
+    finite = kappa < jnp.inf  # NaN is not, and has nothing to be drawn
     k = jnp.where(finite, kappa, jnp.ones_like(kappa))
     # (p - 1) / (2 k + sqrt(4 k^2 + (p - 1)^2)); e is 1 - x_0, the mode of the proposals.
     b = half / (k + jnp.hypot(k, half))
@@ -89,6 +91,6 @@ def _gap(key: jax.Array, half: jax.Array, kappa: jax.Array) -> jax.Array:
         done, _, round_ = state
         return (round_ < _ROUNDS) & ~jnp.all(done)
 
-    start = (jnp.zeros(k.shape, bool), e, jnp.zeros((), jnp.int32))
+    start = (~finite, e, jnp.zeros((), jnp.int32))
     _, gap, _ = jax.lax.while_loop(open_, propose, start)
-    return jnp.where(finite, gap, jnp.zeros_like(gap))
+    return jnp.where(finite, gap, jnp.where(jnp.isnan(kappa), kappa, jnp.zeros_like(gap)))

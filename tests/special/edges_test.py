@@ -1,0 +1,152 @@
+"""Signs of orders, limits at 0, continuity, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.special import bessel
+from jaxlab.special.bessel.reference import extended
+from jaxlab.special.generalized_inverse_gaussian import gig_log_prob, gig_mean
+from jaxlab.special.promotion import check_above
+from jaxlab.special.vmf import (
+    VmfMixture,
+    vmf_fit,
+    vmf_kappa_from_r,
+    vmf_log_prob,
+    vmf_mean_resultant,
+    vmf_mixture_fit,
+    vmf_mixture_log_prob,
+    vmf_sample,
+)
+
+
+def test_the_derivative_in_the_order_of_k_is_odd():
+    orders, x = jnp.array([-3.0, -1.0, 0.0, 1.0, 3.0, -40.0]), jnp.float32(2.0)
+
+    @jax.jit
+    def both(orders):
+        slopes = jax.vmap(jax.grad(bessel.log_kv), (0, None))(orders, x)
+        return slopes, bessel.log_kv_dv(orders, x)
+
+    slopes, direct = both(orders)
+    np.testing.assert_allclose(direct, slopes, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(direct[0], -direct[4])
+
+
+def test_ratios_at_and_near_zero():
+    orders = jnp.array([0.0, 2.0, 100.0])
+    x = jnp.array([0.0, 1e-30, 1e-20, 1e-5])
+
+    @jax.jit
+    def table(orders, x):
+        fn = jax.vmap(jax.vmap(jax.value_and_grad(bessel.iv_ratio, (0, 1)), (None, 0)), (0, None))
+        return fn(orders, x)
+
+    value, (of_order, of_x) = table(orders, x)
+    slope = 1 / (2 * (np.asarray(orders) + 1))
+    np.testing.assert_allclose(value, slope[:, None] * np.asarray(x), rtol=1e-5)
+    np.testing.assert_allclose(of_x, np.repeat(slope[:, None], 4, 1), rtol=1e-4)
+    expected = -2 * slope[:, None] ** 2 * np.asarray(x)
+    np.testing.assert_allclose(of_order, expected, rtol=1e-3, atol=1e-30)
+    edges = jax.jit(bessel.kv_ratio)(
+        jnp.array([0.0, 1.0, -1.0, -0.5, 2.0, -3.0]), jnp.array([0.0, 0, 0, 0, jnp.inf, jnp.inf])
+    )
+    assert edges.tolist() == [np.inf, np.inf, 0.0, 1.0, 1.0, 1.0]
+    assert np.all(np.isnan(bessel.iv_ratio(jnp.array([-1.0, 1.0]), jnp.array([2.0, -1.0]))))
+
+
+def test_the_ratio_of_k_for_orders_of_both_signs():
+    with jax.enable_x64(True):
+        v = jnp.array([-1e4, -7.3, -1.0, -0.9, -0.5, -0.2, 0.3, 5.0])
+        x = jnp.array([1.0, 1e-3, 0.4, 1e-6, 30.0, 2.0, 1e-9, 40.0])
+        found = np.asarray(jax.jit(bessel.kv_ratio)(v, x))
+        logs = jax.jit(bessel.log_kv)
+        np.testing.assert_allclose(found, np.exp(logs(v + 1, x) - logs(v, x)), rtol=3e-10)
+        # K_9999 / K_10000 at 1.
+        np.testing.assert_allclose(found[0], 5.00050005e-05, rtol=1e-8)
+        fixed = np.asarray(bessel.kv_ratio(5.0, x))
+        np.testing.assert_allclose(fixed[-1], found[-1], rtol=1e-14)
+
+
+def test_resultants_and_concentrations_near_zero():
+    slopes = jax.vmap(jax.grad(vmf_mean_resultant, 1), (None, 0))
+    tiny = jnp.array([0.0, 1e-30, 1e-20, 1e-6])
+    np.testing.assert_allclose(slopes(5.0, tiny), np.full(4, 0.2), rtol=1e-4)
+    r = jnp.array([1e-30, 1e-20, 1e-10])
+    np.testing.assert_allclose(vmf_kappa_from_r(2, r), 2 * r, rtol=1e-5)
+
+
+def test_derivatives_in_the_order_in_float32():
+    rng = np.random.default_rng(0)
+    v, x = (10 ** rng.uniform(-6, 6, (2, 2000))).astype(np.float32)
+    truth = extended(v, x)
+    for name in ("log_iv_dv", "log_kv_dv"):
+        exact = truth[name].astype(float)
+        found = np.asarray(jax.jit(getattr(bessel, name))(jnp.asarray(v), jnp.asarray(x)))
+        error = np.abs(found - exact) / np.maximum(1, np.abs(exact))
+        assert error.max() <= 4e-6
+
+
+def test_monotone_in_the_order_and_continuous_where_pieces_meet():
+    with jax.enable_x64(True):
+        v = jnp.asarray(np.geomspace(1e-3, 1e4, 400))
+        for x in (1e-3, 1.0, 24.0, 500.0):
+            at = jnp.full_like(v, x)
+            assert np.all(np.diff(jax.jit(bessel.log_iv)(v, at)) <= 0)
+            assert np.all(np.diff(jax.jit(bessel.log_kv)(v, at)) >= 0)
+        # Both sides of hypot(v, x) = 25, at all angles.
+        angle = np.linspace(1e-3, np.pi / 2, 50)
+        inner, outer = (
+            (jnp.asarray(r * np.cos(angle)), jnp.asarray(r * np.sin(angle)))
+            for r in (25 * (1 - 1e-15), 25 * (1 + 1e-15))
+        )
+        for name in ("log_iv", "log_kv"):
+            fn = jax.jit(jax.vmap(jax.value_and_grad(getattr(bessel, name), (0, 1))))
+            (low, slopes), (high, others) = fn(*inner), fn(*outer)
+            size = 1 + np.abs(low) + 25 * np.abs(slopes[0]) + 25 * np.abs(slopes[1])
+            assert np.max(np.abs(low - high) / size) <= 5e-15
+            for a, b in zip(slopes, others, strict=True):
+                assert np.max(np.abs(a - b) / (1 + np.abs(a))) <= 1e-13
+
+
+def test_scales_that_overflow_as_quotients():
+    assert np.isfinite(gig_log_prob(1.0, 1.0, 1e-30, 1e30))
+    np.testing.assert_allclose(gig_mean(0.5, 1e-30, 1e30), 2e30, rtol=1e-5)
+
+
+def test_what_is_nan_is_no_draw():
+    mu = jnp.array([0.0, 1.0])
+    drawn = vmf_sample(jax.random.key(0), mu, jnp.array([jnp.nan, 5.0]))
+    assert bool(jnp.all(jnp.isnan(drawn[0])))
+    assert bool(jnp.all(jnp.isfinite(drawn[1])))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: vmf_fit(np.eye(3), axis=4), "axis=4"),
+        (lambda: vmf_fit(np.eye(3), steps=-3), "steps=-3"),
+        (lambda: vmf_fit(np.ones((3, 1))), "p=1"),
+        (lambda: vmf_fit(np.zeros((0, 3))), "n 1 or more"),
+        (lambda: vmf_fit(np.eye(3), weights=np.ones(4)), r"weights of \(4,\)"),
+        (lambda: vmf_kappa_from_r(3, 0.5, steps=1.5), "steps=1.5"),
+        (lambda: vmf_log_prob(np.eye(3), np.eye(4)[0], 1.0), r"\(3,\) coordinates"),
+        (lambda: vmf_sample(jax.random.key(0), np.eye(2)[0], 1.0, 5), r"nearest: \(5,\)"),
+        (lambda: vmf_mixture_fit(jax.random.key(0), np.eye(3)[0], 1), r"points \(n, p\)"),
+        (lambda: vmf_mixture_fit(jax.random.key(0), np.eye(3), 2.0), "components=2.0"),
+        (lambda: bessel.log_iv(None, 2), "log_iv: v=None"),
+        (lambda: check_above("owner", 0, x=jnp.array([1.0, -2.0])), "x=-2 must be"),
+    ],
+)
+def test_bad_arguments_are_named(call, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        call()
+
+
+def test_a_mixture_takes_unit_vectors_of_its_dimension():
+    mixture = VmfMixture(jnp.zeros(1), jnp.array([[0.0, 1.0]]), jnp.ones(1))
+    with pytest.raises(ValueError, match="nearest: y / norm"):
+        vmf_mixture_log_prob(2 * np.eye(2), mixture)
+    with pytest.raises(ValueError, match="coordinates of mixture.mu"):
+        vmf_mixture_log_prob(np.eye(3), mixture)
