@@ -13,8 +13,8 @@ from jaxlab.kernels.nm_matmul import reference as nm_reference
 from jaxlab.kernels.nm_matmul import shapes as nm_shapes
 from jaxlab.kernels.packing import FORMATS, Planar, pack
 from jaxlab.kernels.packing_nm import WIDTH, place_bits
+from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul import pallas_mosaic_gpu, reference, shapes
-from jaxlab.kernels.streamed import Config
 
 Product = Callable[..., jax.Array]
 

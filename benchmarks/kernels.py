@@ -27,7 +27,7 @@ from kernel_peers import peers
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.packing import LAYOUT_VERSION
-from jaxlab.kernels.streamed import Config
+from jaxlab.kernels.plan import Config
 
 _OP = flags.DEFINE_enum("op", "", ["", *OPS], "Only this one.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")

@@ -6,6 +6,7 @@ this jax, says that it wins at these shapes, and XLA everywhere else. Nothing is
 
 import difflib
 import functools
+import importlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +18,9 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxlab.kernels import _compat
-from jaxlab.kernels.streamed import Config, Plan
+from jaxlab.kernels.plan import Config, Plan
 
+VERSION = jax.__version_info__[:2]
 IMPLEMENTATIONS = ("xla", "mosaic_gpu", "triton", "mosaic_tpu")
 
 Choice = str | Sequence[str] | None
@@ -59,6 +60,16 @@ def names(op: str, implementation: Choice) -> tuple[str, ...]:
                 f"valid: {', '.join(IMPLEMENTATIONS)}"
             )
     return given
+
+
+def on_demand(package: str, name: str) -> Implementation:
+    """The kernel `name` of a package here, imported when it is called: that takes half a second."""
+
+    def run(*args: Any, **settings: Any) -> jax.Array:
+        module = importlib.import_module(f"jaxlab.kernels.{package}.pallas_{name}")
+        return getattr(module, name)(*args, **settings)
+
+    return run
 
 
 def file_name(kind: str) -> str:
@@ -127,7 +138,7 @@ def stored(op: str, kind: str, problem: Problem) -> dict[str, Any] | None:
     """
     table = _table(op, kind)
     measured_with = tuple(int(v) for v in table.get("jax", "99.0").split(".")[:2])
-    if measured_with > _compat.VERSION:
+    if measured_with > VERSION:
         return None
     if entry := table.get("entries", {}).get(problem.key):
         return entry

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from jaxlab.kernels.packing import FORMATS, pack
+from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul import Problem
 from jaxlab.kernels.quantized_matmul.api import planar_matmul
 from jaxlab.kernels.quantized_matmul.reference import reference
-from jaxlab.kernels.streamed import Config
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ import pytest
 
 from jaxlab.kernels.nm_matmul import nm_matmul, shapes
 from jaxlab.kernels.packing_nm import NMPlanes, pack_nm, unpack_nm
-from jaxlab.kernels.streamed import Config
+from jaxlab.kernels.plan import Config
 
 
 def problem(n, m, n_out, k, rows, *, block=1, dtype=jnp.bfloat16):

@@ -13,11 +13,11 @@ from jax.sharding import PartitionSpec as P
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.binary_matmul import binary_matmul
 from jaxlab.kernels.packing import FORMATS, Planar, pack
+from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul import Problem, quantized_matmul
 from jaxlab.kernels.quantized_matmul import api as quantized_api
 from jaxlab.kernels.quantized_matmul.reference import reference
 from jaxlab.kernels.quantized_matmul.shapes import refuse
-from jaxlab.kernels.streamed import Config
 
 
 def problem(kind, n, k, rows, groups, *, zero=False, width=64, dtype=jnp.bfloat16):

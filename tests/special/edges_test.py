@@ -32,6 +32,9 @@ def test_the_derivative_in_the_order_of_k_is_odd():
     slopes, direct = both(orders)
     np.testing.assert_allclose(direct, slopes, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(direct[0], -direct[4])
+    # At 0 it passes through 0 with a slope.
+    slope = jax.grad(bessel.log_kv_dv)(jnp.float32(0.0), jnp.float32(3.0))
+    np.testing.assert_allclose(slope, 0.2913, rtol=1e-3)
 
 
 def test_ratios_at_and_near_zero():
@@ -67,6 +70,12 @@ def test_the_ratio_of_k_for_orders_of_both_signs():
         np.testing.assert_allclose(found[0], 5.00050005e-05, rtol=1e-8)
         fixed = np.asarray(bessel.kv_ratio(5.0, x))
         np.testing.assert_allclose(fixed[-1], found[-1], rtol=1e-14)
+
+
+def test_what_is_nan_is_not_hidden():
+    mu, kappa = jax.jit(vmf_fit)(jnp.full((3, 2), jnp.nan))
+    assert bool(jnp.all(jnp.isnan(mu)) & jnp.isnan(kappa))
+    assert float(jax.grad(bessel.iv_ratio)(2.0, jnp.inf)) == 0
 
 
 def test_resultants_and_concentrations_near_zero():

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.packing import Planar
+from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul.api import check, planar_matmul
-from jaxlab.kernels.streamed import Config
 
 KINDS = ("binary", "ternary")
 

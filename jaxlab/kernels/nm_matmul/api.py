@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch
-from jaxlab.kernels.nm_matmul.pallas_mosaic_gpu import mosaic_gpu
 from jaxlab.kernels.nm_matmul.reference import reference, xla
 from jaxlab.kernels.nm_matmul.shapes import problem_of
 from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.packing_nm import NMPlanes
-from jaxlab.kernels.streamed import Config
+from jaxlab.kernels.plan import Config
 
 
 def nm_matmul(
@@ -75,8 +74,9 @@ def _forward(
 ) -> jax.Array:
     problem = problem_of(x.shape[0], code, values.shape[0], *pattern)
     entry, config = dispatch.choice("nm_matmul", problem, config)
+    kernel = dispatch.on_demand("nm_matmul", "mosaic_gpu")
     kernels = {
-        "mosaic_gpu": functools.partial(mosaic_gpu, *pattern, config=config, interpret=interpret),
+        "mosaic_gpu": functools.partial(kernel, *pattern, config=config, interpret=interpret),
         "xla": functools.partial(xla, *pattern),
     }
     return dispatch.run(

@@ -16,7 +16,8 @@ from jaxlab.kernels.dispatch import require_gpu
 from jaxlab.kernels.nm_matmul.shapes import Problem, problem_of, refuse
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.packing_nm import place_bits
-from jaxlab.kernels.streamed import Config, Piece, streamed
+from jaxlab.kernels.plan import Config
+from jaxlab.kernels.streamed import Piece, streamed
 
 
 def mosaic_gpu(

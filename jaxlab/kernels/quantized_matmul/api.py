@@ -7,10 +7,9 @@ import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.packing import Planar
-from jaxlab.kernels.quantized_matmul.pallas_mosaic_gpu import mosaic_gpu
+from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul.reference import reference, xla
 from jaxlab.kernels.quantized_matmul.shapes import problem_of
-from jaxlab.kernels.streamed import Config
 
 KINDS = ("int8", "int4", "uint4")
 
@@ -129,8 +128,9 @@ def _forward(
     # Here and not before, so that a batch that was folded into the rows is counted.
     problem = problem_of(x.shape[0], packed, floating[0].shape[0])
     entry, config = dispatch.choice(op, problem, config)
+    kernel = dispatch.on_demand("quantized_matmul", "mosaic_gpu")
     kernels = {
-        "mosaic_gpu": functools.partial(mosaic_gpu, config=config, interpret=interpret),
+        "mosaic_gpu": functools.partial(kernel, config=config, interpret=interpret),
         "xla": xla,
     }
     return dispatch.run(

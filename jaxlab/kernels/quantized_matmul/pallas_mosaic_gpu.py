@@ -12,8 +12,9 @@ from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, plgpu
 from jaxlab.kernels.dispatch import require_gpu
 from jaxlab.kernels.packing import FORMATS, Planar
+from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul.shapes import problem_of, refuse
-from jaxlab.kernels.streamed import Config, Piece, streamed
+from jaxlab.kernels.streamed import Piece, streamed
 from jaxlab.kernels.unpacking import bfloat16_field, bfloat16_field_in_registers
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jaxlab.kernels.packing import FORMATS, Planar
-from jaxlab.kernels.streamed import Config, Plan, steps_of
+from jaxlab.kernels.plan import Config, Plan, steps_of
 
 
 class Problem(NamedTuple):

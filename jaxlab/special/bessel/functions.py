@@ -111,7 +111,7 @@ def log_kv_dv(v: Any, x: Any) -> jax.Array:
     """The derivative of `log_kv` with respect to the order; 0 at v = 0, and odd in v."""
     order, _, dtype = _arguments("log_kv_dv", v, x)
     found = _evaluate("log_kv_dv", _dv, Function(-1, False, 0), v, x)
-    return jnp.sign(order).astype(dtype) * found
+    return jnp.where(order < 0, -found, found).astype(dtype)
 
 
 def iv_ratio(v: Any, x: Any) -> jax.Array:
@@ -134,7 +134,8 @@ def iv_ratio(v: Any, x: Any) -> jax.Array:
     safe = jnp.where(small, jnp.ones_like(x), x)
     far = 1 / (log_iv_dx(v + 1 if above is None else above, safe) + (v + 1) / safe)
     legal = (v >= 0) & (x >= 0)
-    found = jnp.where(small, x / (2 * v + 2), far)
+    near = jnp.where(small, x, jnp.zeros_like(x)) / (2 * v + 2)
+    found = jnp.where(small, near, far)
     return jnp.where(legal, found, jnp.full_like(found, jnp.nan)).astype(dtype)
 
 
@@ -146,7 +147,8 @@ def kv_ratio(v: Any, x: Any) -> jax.Array:
       x: real, 0 or more; NaN for others.
 
     Returns:
-      At x = 0 it is inf for v > -1/2, and 0 for v < -1/2; at x = inf it is 1.
+      At x = 0 it is inf for v > -1/2, and 0 for v < -1/2; at x = inf it is 1. Derivatives need
+      that x^2 does not underflow.
 
     >>> f"{kv_ratio(0.5, 2.0):.4f}"  # 1 + 1 / x
     '1.5000'
@@ -185,7 +187,8 @@ def _evaluate(
         raise ValueError(f"{owner}: method={method!r}; valid: auto, paper")
     orders = np.asarray(v) if _known(v) else None
     v, x, dtype = _arguments(owner, v, x)
-    v = jnp.abs(v) if f.sign < 0 else v
+    # At 0 the derivative in v is that of v, and not 0 as that of the absolute value.
+    v = jnp.where(v < 0, -v, v) if f.sign < 0 else v
     if orders is not None and orders.size:
         smallest = np.min(np.abs(orders) if f.sign < 0 else orders)
         f = f._replace(terms=SCHEMES[v.dtype.name].terms_above(float(smallest)))

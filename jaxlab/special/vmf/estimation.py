@@ -118,7 +118,7 @@ def _fit(axis: int, steps: int, y: jax.Array, total: jax.Array) -> tuple[jax.Arr
 def direction(mean: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Unit vectors along means (..., p), the first of the basis for 0; and lengths, at most 1."""
     square = jnp.sum(mean * mean, axis=-1)
-    some = square > 0
+    some = square != 0  # of NaN, too, which nothing is to hide
     length = jnp.sqrt(jnp.where(some, square, jnp.ones_like(square)))
     first = jnp.zeros_like(mean).at[..., 0].set(1)
     mu = jnp.where(some[..., None], mean / length[..., None], first)
