@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, Protocol
@@ -21,7 +22,11 @@ from jax.custom_batching import custom_vmap
 from jaxlab.kernels.plan import Config, Plan
 
 VERSION = jax.__version_info__[:2]
-IMPLEMENTATIONS = ("xla", "mosaic_gpu", "triton", "mosaic_tpu")
+IMPLEMENTATIONS = ("xla", "mosaic_gpu", "mosaic_tpu")
+
+# An environment variable: the implementation where none is asked for. "xla" helps against a kernel
+# that does not compile.
+EVERYWHERE = "JAXLAB_KERNELS"
 
 Choice = str | Sequence[str] | None
 Implementation = Callable[..., jax.Array]
@@ -172,6 +177,7 @@ def run(
       ValueError: an unknown name, or an empty sequence.
       NotImplementedError: what was named does not handle this.
     """
+    implementation = os.environ.get(EVERYWHERE) if implementation is None else implementation
     given = names(op, implementation)
     if implementation is None:
         return _best(op, implementations, args, entry)

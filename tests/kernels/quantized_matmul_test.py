@@ -227,6 +227,10 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
     ]:
         monkeypatch.setattr(dispatch, "_table", lambda op, kind, stored=stored: stored)
         assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == kernels
+    monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
+    monkeypatch.setenv(dispatch.EVERYWHERE, "xla")
+    assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 0
+    monkeypatch.delenv(dispatch.EVERYWHERE)
     table["entries"][key] = {**entry, "config": vars(Config(stages=99, ways=3))}
     monkeypatch.setattr(dispatch, "_table", lambda op, kind: json.loads(json.dumps(table)))
     assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 0

@@ -104,16 +104,24 @@ def test_monotone_in_the_order_and_continuous_where_pieces_meet():
             at = jnp.full_like(v, x)
             assert np.all(np.diff(jax.jit(bessel.log_iv)(v, at)) <= 0)
             assert np.all(np.diff(jax.jit(bessel.log_kv)(v, at)) >= 0)
-        # Both sides of hypot(v, x) = 25, at all angles.
+        # Both sides of hypot(v, x) = 25, at all angles, and of x = 1e-8 for small orders.
         angle = np.linspace(1e-3, np.pi / 2, 50)
+        small = np.array([0.0, 0.5, 0.95, 1.0])
         inner, outer = (
-            (jnp.asarray(r * np.cos(angle)), jnp.asarray(r * np.sin(angle)))
-            for r in (25 * (1 - 1e-15), 25 * (1 + 1e-15))
+            (
+                jnp.asarray(np.r_[25 * s * np.cos(angle), small]),
+                jnp.asarray(np.r_[25 * s * np.sin(angle), np.full(4, 1e-8 * s)]),
+            )
+            for s in (1 - 1e-15, 1 + 1e-15)
         )
         for name in ("log_iv", "log_kv"):
             fn = jax.jit(jax.vmap(jax.value_and_grad(getattr(bessel, name), (0, 1))))
             (low, slopes), (high, others) = fn(*inner), fn(*outer)
-            size = 1 + np.abs(low) + 25 * np.abs(slopes[0]) + 25 * np.abs(slopes[1])
+            size = (
+                1
+                + np.abs(low)
+                + sum(np.abs(at * slope) for at, slope in zip(inner, slopes, strict=True))
+            )
             assert np.max(np.abs(low - high) / size) <= 5e-15
             for a, b in zip(slopes, others, strict=True):
                 assert np.max(np.abs(a - b) / (1 + np.abs(a))) <= 1e-13
