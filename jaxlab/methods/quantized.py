@@ -101,9 +101,9 @@ class Quantized(Matrix):
     axes = {"words": ("out", "in"), "scale": ("in", "out")}
     dense_product = True
     EXAMPLE = Example(
-        shape=(64, 12),
-        hyper={"quant": "int4", "group": 32},
-        bad=({"quant": "int3"}, {"group": 7}, {"group": -64}, {"group": 2.0}),
+        shape=(32, 12),
+        hyper={"quant": "int4", "group": 8},
+        bad=({"quant": "int3"}, {"group": 7}, {"group": -32}, {"group": 2.0}),
     )
     CITE = """@article{dettmers2022llmint8,
   title={{LLM.int8()}: 8-bit Matrix Multiplication for Transformers at Scale},
