@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-VERSION = tuple(int(v) for v in jax.__version__.split(".")[:2])
+from jaxlab.kernels.dispatch import VERSION
 
 try:
     from jax.experimental import pallas as pl

@@ -35,7 +35,7 @@ def streamed(
     out_dtype: Any,
     interpret: bool,
 ) -> jax.Array:
-    """The product: (rows, n), or (split_k, rows, n) of partial sums.
+    """The product, (rows, n).
 
     Args:
       plan: the sizes.
@@ -44,13 +44,14 @@ def streamed(
       x: bfloat16, (rows, blocks x_columns), ordered as `unpack` says.
       weights: the packed operands, (n, blocks columns).
       scale: (groups of all k, n), (1, n), or None.
-      out_dtype: of the result.
+      out_dtype: of the result, and of partial sums where k is split.
       interpret: on a CPU.
     """
     padded = jnp.pad(x, ((0, plan.padded_rows - plan.rows), (0, 0)))
     scales = [] if scale is None else [scale]
     call = _build(plan, config, unpack, scale, [w.dtype for w in weights], out_dtype, interpret)
-    return call(padded, *weights, *scales)[..., : plan.rows, :]
+    parts = call(padded, *weights, *scales)[..., : plan.rows, :]
+    return jnp.sum(parts, axis=0) if config.split_k > 1 else parts
 
 
 def _build(

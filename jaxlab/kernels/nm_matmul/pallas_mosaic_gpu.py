@@ -50,10 +50,7 @@ def mosaic_gpu(
     out_dtype = jnp.bfloat16 if config.split_k == 1 else jnp.float32
     weights = [*values, code.words]
     unpack = _unpack(problem)
-    parts = streamed(
-        problem.plan, config, unpack, ordered, weights, None, out_dtype, bool(interpret)
-    )
-    y = jnp.sum(parts, axis=0) if config.split_k > 1 else parts
+    y = streamed(problem.plan, config, unpack, ordered, weights, None, out_dtype, bool(interpret))
     return y.astype(x.dtype)
 
 

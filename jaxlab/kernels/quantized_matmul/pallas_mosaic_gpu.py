@@ -52,8 +52,7 @@ def mosaic_gpu(
     final = config.split_k == 1 and zero is None
     out_dtype = jnp.bfloat16 if final else jnp.float32
     weights = [packed.words]
-    parts = streamed(problem.plan, config, unpack, x, weights, scale, out_dtype, bool(interpret))
-    y = jnp.sum(parts, axis=0) if config.split_k > 1 else parts
+    y = streamed(problem.plan, config, unpack, x, weights, scale, out_dtype, bool(interpret))
     if zero is not None:
         y = y.astype(jnp.float32) - zero_points(x, scale, zero)
     return y.astype(x.dtype)
