@@ -114,10 +114,9 @@ def spectral_axis(count: int = 8, envelope: str = "gaussian") -> AxisKernel:
         span = x[-1] - x[0]
         nyquist = (len(x) - 1) / (2 * span)
         lengths = jnp.full(count, -math.log(span / 4), dtype)
-        # A Gaussian envelope takes the logarithm of an inverse squared length.
         return {
             "log_w": jnp.full(count, -math.log(count), dtype),
-            "log_ls": lengths * (1 if ENVELOPES[envelope].inverse_length > 1 else 2),
+            "log_ls": ENVELOPES[envelope].power * lengths,
             "freq": jnp.linspace(0, nyquist / 2, count, dtype=dtype),
         }
 

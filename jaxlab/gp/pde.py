@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab.core.match import leaf_paths
 from jaxlab.core.registry import suggest
 from jaxlab.gp.grid_process import Solution, grid_process, interpolate
 from jaxlab.gp.pde_problem import Problem, check_axis, check_points
@@ -233,10 +234,10 @@ def gphm_predict(
         `gphm_log_joint`.
     """
     cfg = cfg or GPHMConfig()
+    check_precision(params, cfg)
     if "second" in params:
         first = gphm_predict(params["first"], axes, axes_test, cfg)
         return first + gphm_predict(params["second"], axes, axes_test, second_config(cfg))
-    check_precision(params, cfg)
     points = [check_axis(axis, number) for number, axis in enumerate(axes)]
     if params["u"].shape != tuple(map(len, points)) or len(axes_test) != len(points):
         raise ValueError(
@@ -269,19 +270,21 @@ def check_kernel(kernel: str) -> None:
 
 
 def check_precision(params: Params, cfg: GPHMConfig) -> None:
-    """Refuses parameters of float32, and a context in which float64 would become that.
+    """Refuses parameters that are not float64, and a context in which float64 is not kept.
 
     Raises:
       ValueError: one of those.
     """
-    dtype = params["log_v"].dtype
-    if cfg.allow_float32 or dtype == jnp.zeros(()).dtype == jnp.float64:
+    if cfg.allow_float32:
         return
-    raise ValueError(
-        f"GP-HM needs float64, its parameters are {dtype} in a context of {jnp.zeros(()).dtype}: "
-        "enter `with jax.enable_x64(True):`, set `c.x64 = True` in a config, or pass "
-        "allow_float32=True for a residual that stays near 0.1"
-    )
+    context = jnp.zeros(()).dtype
+    for path, leaf in leaf_paths(params).items():
+        if not leaf.dtype == context == jnp.float64:
+            raise ValueError(
+                f"GP-HM needs float64, but {path} is {leaf.dtype} in a context of {context}: enter "
+                "`with jax.enable_x64(True):`, set `c.x64 = True` in a config, or pass "
+                "allow_float32=True for a residual that stays near 0.1"
+            )
 
 
 def check_params(params: Params, problem: Problem, cfg: GPHMConfig) -> None:
@@ -290,8 +293,8 @@ def check_params(params: Params, problem: Problem, cfg: GPHMConfig) -> None:
     Raises:
       ValueError: one of those.
     """
+    check_precision(params, cfg)
     for part in params.values() if "second" in params else (params,):
-        check_precision(part, cfg)
         if len(part["kernels"]) != len(problem.axes):
             raise ValueError(
                 f"kernels: {len(part['kernels'])} of them, but {len(problem.axes)} axes"

@@ -84,7 +84,7 @@ def make_problem(
       source: the right-hand side as a function of the coordinates.
       boundary: the values at the boundary as a function of the coordinates.
       mask: booleans of the grid's shape, where values of `boundary` are imposed; all faces of the
-        grid by default. A cell on several faces counts once for each.
+        grid by default. A cell on several faces counts once for each that is imposed whole.
       linear: whether `operator` is linear in u; it is then solved in one step instead of several.
 
     Returns:
@@ -115,7 +115,7 @@ def make_problem(
             raise ValueError(
                 f"mask: {mask.dtype} of shape {mask.shape} must be bool of the grid's, {shape}"
             )
-        weights = np.where(mask, np.maximum(weights, 1.0), 0.0)
+        weights = np.where(mask, np.maximum(faces(shape, mask), 1.0), 0.0)
     if not weights.any():
         raise ValueError("mask: it is False everywhere; nearest: True at one end of an axis")
     x = tuple(np.meshgrid(*points, indexing="ij"))
@@ -177,12 +177,15 @@ def check_points(axis: Any, number: int) -> np.ndarray:
     return points
 
 
-def faces(shape: tuple[int, ...]) -> np.ndarray:
-    """On how many faces of the grid each cell lies: 0 inside, 2 at the corners of a plane."""
-    found = np.zeros(shape)
+def faces(shape: tuple[int, ...], mask: np.ndarray | None = None) -> np.ndarray:
+    """On how many faces of the grid each cell lies: 0 inside, 2 at the corners of a plane.
+
+    With a mask, of the faces that are True everywhere.
+    """
+    found, mask = np.zeros(shape), np.ones(shape, bool) if mask is None else mask
     for axis in range(len(shape)):
         for end in (0, -1):
-            np.moveaxis(found, axis, 0)[end] += 1
+            np.moveaxis(found, axis, 0)[end] += np.moveaxis(mask, axis, 0)[end].all()
     return found
 
 

@@ -30,10 +30,12 @@ class Envelope(NamedTuple):
 
     Attributes:
       inverse_length: factor of exp(log_ls) that the derivatives take.
+      power: of the inverse length that exp(log_ls) is.
       derivatives: by order, as far as they are continuous at 0.
     """
 
     inverse_length: float
+    power: int
     derivatives: tuple[_Derivative, ...]
 
 
@@ -42,9 +44,10 @@ def _decay(z: jax.Array, a: jax.Array) -> jax.Array:
 
 
 ENVELOPES = {
-    "matern12": Envelope(1.0, (_decay,)),
+    "matern12": Envelope(1.0, 1, (_decay,)),
     "matern32": Envelope(
         math.sqrt(3.0),
+        1,
         (
             lambda z, a: (1 + a * jnp.abs(z)) * _decay(z, a),
             lambda z, a: -(a**2) * z * _decay(z, a),
@@ -53,6 +56,7 @@ ENVELOPES = {
     ),
     "matern52": Envelope(
         math.sqrt(5.0),
+        1,
         (
             lambda z, a: (1 + a * jnp.abs(z) + a**2 * z**2 / 3) * _decay(z, a),
             lambda z, a: -(a**2 / 3) * z * (1 + a * jnp.abs(z)) * _decay(z, a),
@@ -62,6 +66,7 @@ ENVELOPES = {
     ),
     "gaussian": Envelope(
         1.0,
+        2,
         (
             lambda z, b: jnp.exp(-b * z**2),
             lambda z, b: -2 * b * z * jnp.exp(-b * z**2),
@@ -121,7 +126,7 @@ def spectral_kernel(
     """
     check_order(envelope, order)
     shape = (-1,) + (1,) * z.ndim
-    length, derivatives = ENVELOPES[envelope]
+    length, _, derivatives = ENVELOPES[envelope]
     scale = (length * jnp.exp(components["log_ls"])).reshape(shape)
     weight = jnp.exp(components["log_w"]).reshape(shape)
     z = z[None]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxlab.kron.product import (
     HIGHEST,
     as_common,
+    as_given,
     check_square,
     columns,
     kron_dense,
@@ -80,8 +81,23 @@ class Kronecker:
         return kron_matmat(self.factors, other)
 
     def __rmatmul__(self, other: Any) -> jax.Array:
-        """Rows (..., M) times this."""
-        return kron_matvec(self.T.factors, other)
+        """A vector (M,), or rows (..., R, M), times this: (N,) or (..., R, N).
+
+        Raises:
+          ValueError: the last axis is not of M entries.
+        """
+        other, rows = jnp.asarray(other), self.shape[-2]
+        if not other.ndim or other.shape[-1] != rows:
+            raise ValueError(
+                f"Kronecker: x @ K with x of {other.shape} and K of {self.shape} does not fit; "
+                f"nearest: ({rows},) or (..., R, {rows})"
+            )
+        if other.ndim == 1:
+            # As a grid: a vector of few entries could be taken for one of another shape.
+            grid = other.reshape(tuple(f.shape[-2] for f in self.factors))
+            found = kron_matvec(self.T.factors, grid)
+            return as_given(found, len(self.factors), True)
+        return kron_matmat(self.T.factors, other.mT).mT
 
     def _times(self, other: "Kronecker") -> "Kronecker":
         inner = columns(self.factors), tuple(f.shape[-2] for f in other.factors)

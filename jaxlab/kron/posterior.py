@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxlab.kron.iterative import kron_masked_solve
 from jaxlab.kron.product import (
+    adjoint,
     apply_factors,
     as_common,
     as_given,
@@ -156,11 +157,12 @@ def kron_posterior_samples(
 ) -> Samples:
     """Draws of the posterior on the test grid: prior draws on both grids, then corrected.
 
-    Reach stacks through `jax.vmap`.
+    Reach stacks through `jax.vmap`. Where something is complex, draws and noise are circular: real
+    and imaginary parts have half of the variance each.
 
     Args:
       key: of the draws.
-      factors_xx: D arrays (n_d, n_d).
+      factors_xx: D arrays (n_d, n_d), Hermitian; real or complex.
       factors_sx: D arrays (s_d, n_d).
       factors_ss: D arrays (s_d, s_d), whole.
       y: (n_1, ..., n_D) or (N,).
@@ -173,6 +175,7 @@ def kron_posterior_samples(
 
     Raises:
       NotImplementedError: a derivative with respect to a factor is asked for.
+      TypeError: something is complex and there is a mask.
       ValueError: shapes do not fit, or `count` is less than 1.
 
     >>> k = jnp.eye(2), jnp.eye(1)
@@ -196,10 +199,10 @@ def kron_posterior_samples(
             f"{[c.shape for c in crosses]} and {[t.shape for t in tests]}, with n_d = {n}"
         )
     y, _ = as_grid(name, y, n)
-    sigma2 = jnp.asarray(sigma2, y.dtype)
+    sigma2 = jnp.asarray(sigma2, jnp.finfo(y.dtype).dtype)
     eig = decomposed(factors, None)
     roots = [
-        _root(_constant(jnp.block([[k, c.T], [c, t]])))
+        _root(_constant(jnp.block([[k, adjoint(c)], [c, t]])))
         for k, c, t in zip(factors, crosses, tests, strict=True)
     ]
 
@@ -218,7 +221,7 @@ def kron_posterior_samples(
         of_prior, of_noise = jax.random.split(key)
         z = jax.random.normal(of_prior, tuple(len(r) for r in roots), y.dtype)
         joint = apply_factors(roots, z)
-        noise = jnp.sqrt(sigma2) * jax.random.normal(of_noise, n, y.dtype)
+        noise = jnp.sqrt(sigma2).astype(y.dtype) * jax.random.normal(of_noise, n, y.dtype)
         x, residual, ok = solve(joint[tuple(slice(m) for m in n)] + noise)
         away = joint[tuple(slice(m, None) for m in n)] - apply_factors(crosses, x)
         return Samples(mean + away, away, jnp.maximum(residual, residual_at), ok & ok_at)
@@ -242,4 +245,5 @@ def _(primals, tangents):
 def _root(joint: jax.Array) -> jax.Array:
     """A square root of a covariance that may be singular: equal points on both grids make it so."""
     lam, q = jnp.linalg.eigh(joint)
-    return q * jnp.sqrt(jnp.maximum(lam, jnp.zeros_like(lam)))[None]
+    root = jnp.sqrt(jnp.maximum(lam, jnp.zeros_like(lam)))
+    return q * root.astype(q.dtype)[None]

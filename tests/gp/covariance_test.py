@@ -70,6 +70,15 @@ def test_spectral_mixtures_are_sums_of_waves_under_envelopes():
     np.testing.assert_allclose(found, student, atol=1e-12)
 
 
+@pytest.mark.parametrize("envelope", ["gaussian", "matern12", "matern32", "matern52"])
+def test_spectral_mixtures_begin_with_a_quarter_of_the_axis_as_length(envelope):
+    kernel, quarter = spectral_axis(1, envelope), 0.75  # of UNIFORM, with frequency 0
+    found = kernel.value(kernel.init(UNIFORM, np.float64), jnp.asarray(quarter))
+    smoothness = {"matern12": 0.5, "matern32": 1.5, "matern52": 2.5}.get(envelope)
+    expected = by_bessel(quarter, smoothness, quarter) if smoothness else np.exp(-1)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_squared_exponential():
     found = squared_exponential(jnp.asarray([0.0, -2.0]), 0.5)
     np.testing.assert_allclose(found, [1, np.exp(-8.0)])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab.core.match import path_str
 from jaxlab.gp.gram import factorise, logdet, solve
 from jaxlab.gp.pde import gphm_init, gphm_log_joint, gphm_predict, gphm_terms
 from jaxlab.gp.pde_problem import make_problem
@@ -79,6 +80,23 @@ def test_float64_is_needed_of_parameters_and_context():
             gphm_log_joint(given, problem)
         with pytest.raises(ValueError, match="enable_x64"):
             gphm_predict(given, [AXIS], [AXIS])
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("path", ["u", "kernels/0/freq", "second/kernels/0/log_w"])
+def test_float64_is_needed_of_every_parameter(path):
+    start = gphm_init([AXIS], Q=2, freq_scale=1.0)
+    params = {"first": start, "second": start} if path.startswith("second") else start
+    narrow = jax.tree_util.tree_map_with_path(
+        lambda at, x: x.astype(np.float32) if path_str(at) == path else x, params
+    )
+    for refused in (
+        lambda: gphm_log_joint(narrow, poisson()),
+        lambda: gphm_predict(narrow, [AXIS], [AXIS]),
+        lambda: with_solution(narrow, poisson()),
+    ):
+        with pytest.raises(ValueError, match=f"{path} is float32"):
+            refused()
 
 
 @pytest.mark.usefixtures("wide")

@@ -8,6 +8,7 @@ import pytest
 from jaxlab.gp.grid_process import grid_process
 from jaxlab.gp.pde import GPHMConfig, gphm_init, gphm_log_joint, gphm_predict, gphm_terms
 from jaxlab.gp.pde_problem import make_problem
+from jaxlab.gp.pde_problems import advection
 from jaxlab.gp.spectral import cross_matrix
 
 X, Y = np.linspace(0, 1, 8), np.array([0.0, 0.2, 0.3, 0.6, 0.7, 1.0])
@@ -187,13 +188,24 @@ def test_masks_and_own_equations():
     mask = np.zeros((8, 6), bool)
     mask[0], mask[3, 3] = True, True
     own = plane(exact=None, source=lambda x, y: x, boundary=lambda x, y: y, mask=mask)
-    assert own.weights.sum() == 6 + 2 + 1  # two corners count twice
+    assert own.weights.sum() == 6 + 1  # values are imposed on one face only, its corners once
     np.testing.assert_array_equal(own.source, np.broadcast_to(X[:, None], (8, 6)))
     np.testing.assert_array_equal(own.boundary[0], Y)
     assert own.boundary[3, 3] == Y[3]
     manufactured = plane()
     exact = np.sin(3 * X)[:, None] * np.cos(2 * Y)
     np.testing.assert_allclose(manufactured.source, -13 * exact, atol=1e-12)
+
+
+def test_a_corner_counts_once_for_each_face_that_is_imposed():
+    both = np.zeros((8, 6), bool)
+    both[0], both[:, 0] = True, True
+    weights = plane(mask=both).weights
+    assert weights[0, 0] == 2
+    assert weights.sum() == 8 + 6
+    np.testing.assert_array_equal(plane(mask=np.ones((8, 6), bool)).weights[0], plane().weights[0])
+    corners = advection(points=9, all_sides=False).problem.weights
+    assert (corners[0, 0], corners[0, -1], corners[-1, 0], corners.sum()) == (2, 1, 1, 18)
 
 
 @pytest.mark.parametrize(

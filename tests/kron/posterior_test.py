@@ -70,6 +70,38 @@ def test_moments_and_draws_are_those_of_the_dense_posterior(blocks, seen):
     np.testing.assert_allclose(drawn.values - drawn.deviations, exact.mean[None].repeat(count, 0))
 
 
+def test_draws_of_complex_processes_have_the_dense_posterior():
+    rng = np.random.default_rng(1)
+    # Covariances of both grids at once, Hermitian and not real.
+    joint = []
+    for n, s in zip(SHAPE[:1], TESTS[:1], strict=True):
+        root = rng.normal(size=(n + s, 4)) + 1j * rng.normal(size=(n + s, 4))
+        joint.append(root @ root.conj().T / 8 + 0.1 * np.eye(n + s))
+    (whole,), n = joint, SHAPE[0]
+    xx, sx, ss = whole[:n, :n], whole[n:, :n], whole[n:, n:]
+    y = rng.normal(size=n) + 1j * rng.normal(size=n)
+    gain = sx @ np.linalg.inv(xx + NOISE * np.eye(n))
+    mean, covariance = gain @ y, ss - gain @ sx.conj().T
+    count = 4000
+
+    @jax.jit
+    def both(y):
+        exact = kron_posterior([xx], [sx], [np.diag(ss).real], y, NOISE)
+        key = jax.random.key(0)
+        return exact, kron_posterior_samples(key, [xx], [sx], [ss], y, NOISE, count=count)
+
+    exact, drawn = both(y)
+    np.testing.assert_allclose(exact.mean, mean, atol=1e-10)
+    np.testing.assert_allclose(exact.var, np.diag(covariance).real, atol=1e-10)
+    assert bool(drawn.ok.all())
+    assert drawn.residual.dtype == np.float64
+    away = np.asarray(drawn.deviations)
+    largest = np.abs(covariance).max()
+    np.testing.assert_allclose(away.mean(0), 0, atol=5 * (largest / count) ** 0.5)
+    found = away.T @ away.conj() / count
+    np.testing.assert_allclose(found, covariance, atol=5 * largest * (2 / count) ** 0.5)
+
+
 def test_no_cell_seen_is_the_prior_and_what_does_not_converge_is_not_a_number(blocks):
     xx, sx, ss = blocks
     diagonals = [jnp.diagonal(t) for t in ss]

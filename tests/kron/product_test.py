@@ -136,3 +136,18 @@ def test_an_operator_is_closed_under_what_mathematics_allows():
         k @ Kronecker((b, a))
     with pytest.raises(ValueError, match="must be square"):
         Kronecker((a[:2], b)).inverse()
+
+
+def test_rows_times_an_operator_are_rows_times_the_dense_matrix():
+    a, b, stack = draw(0, (3, 4), (2, 5), (7, 3, 4))
+    for factors, shapes in (
+        ((a, b), [(6,), (3, 6), (1, 6), (7, 3, 6)]),
+        ((stack, b), [(6,), (3, 6)]),
+    ):
+        k = Kronecker(factors)
+        for x in draw(1, *shapes):
+            np.testing.assert_allclose(x @ k, x @ np.asarray(kron_dense(factors)), atol=1e-12)
+    # A grid of the rows is no vector of them, whether or not it would be one of the columns.
+    for wrong in ((3, 2), (4, 5), (20,), (6, 2), ()):
+        with pytest.raises(ValueError, match=r"x @ K.*nearest: \(6,\) or \(\.\.\., R, 6\)"):
+            jnp.zeros(wrong) @ Kronecker((a, b))
