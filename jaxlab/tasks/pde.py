@@ -136,9 +136,17 @@ class Pde:
         return found
 
     def eval_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Relative L2 error where the solution is known, criterion, residual, boundary gap, and
-        what the solver of grid values left of its system.
+        """Relative L2 error where the solution is known, criterion, residual, boundary gap, what
+        the solver of grid values left of its system, and whether covariances are positive definite.
+
+        Raises:
+          FloatingPointError: they are not, and so nothing that was computed is a number.
         """
+        if not sums["ok"]:
+            raise FloatingPointError(
+                f"pde: a covariance is not positive definite with jitter={self._cfg.jitter:g}; "
+                f"nearest: jitter={10 * self._cfg.jitter:g}, or a smaller learning rate"
+            )
         return dict(sums)
 
     def figures(self, params: Any) -> dict[str, Callable[[Any], None]]:
@@ -164,6 +172,8 @@ class Pde:
             "boundary_gap": jnp.sqrt(terms.gap / n_b),
             "criterion": terms.criterion,
             "unsolved": terms.unsolved,
+            # 1 or 0, as metrics are numbers.
+            "ok": terms.ok.astype(terms.criterion.dtype),
         }
 
     def _exact(self) -> np.ndarray:

@@ -56,6 +56,14 @@ def test_no_grid_values_are_better(problem, exact_mean):
     assert terms(best["u"]) < 0.2 * terms(jnp.zeros(problem.shape))
 
 
+def test_solver_and_density_share_one_factorisation_of_a_covariance():
+    problem = line(lambda u, d, x: d(0, 2), True)
+    step = jax.jit(lambda p: gphm_log_joint(with_solution(p, problem, CFG), problem, CFG))
+    compiled = step.lower(start(problem)).compile().as_text()
+    # Both ask for it in the same words, and XLA computes what is asked for twice once.
+    assert compiled.count('custom_call_target="lapack_dpotrf_ffi"') == 1
+
+
 def test_the_gradient_is_that_of_the_maximum():
     problem = line(lambda u, d, x: d(0, 2), True)
     params = start(problem)

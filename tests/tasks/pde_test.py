@@ -85,7 +85,7 @@ def test_a_run_is_float64_and_leaves_the_process_alone(tmp_path):
     names = {p.name for p in (tmp_path / "whole").iterdir()}
     assert {"solution.png", "spectrum.png"} <= names
     lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
-    assert all(np.isfinite(m["residual"]) for m in lines if "loss" in m)
+    assert all(np.isfinite(m["residual"]) and m["ok"] == 1 for m in lines if "loss" in m)
     # The step is chosen by the criterion, whatever the error there.
     evaluated = {m["step"]: m for m in lines if "trained/criterion" in m}
     least = min(evaluated, key=lambda step: evaluated[step]["trained/criterion"])
@@ -97,6 +97,22 @@ def test_a_run_is_float64_and_leaves_the_process_alone(tmp_path):
     (tmp_path / "broken" / "model.safetensors").unlink()
     train(tmp_path / "broken", **SECOND)
     assert contents(tmp_path / "whole") == contents(tmp_path / "broken")
+
+
+def test_a_covariance_that_is_not_positive_definite_ends_the_run(tmp_path):
+    experiment = Experiment(config(tmp_path / "run", task__kernel="se"))
+    task = experiment.task
+    with experiment.precision():
+        params = task.init(jax.random.key(0))
+        # So smooth and so large that rounding is more than the jitter.
+        flat = {"log_w": np.full(3, 60.0), "log_ls": np.full(3, -6.0)}
+        batch = task.batch(0)
+        sums = jax.jit(task.eval_sums)
+        assert task.eval_metrics(jax.device_get(sums(params, batch)))["ok"] == 1
+        found = jax.device_get(sums({**params, "kernels": [flat]}, batch))
+    assert found["ok"] == 0
+    with pytest.raises(FloatingPointError, match="jitter=1e-06; nearest: jitter=1e-05"):
+        task.eval_metrics(found)
 
 
 def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
