@@ -27,7 +27,7 @@ from kernel_peers import peers
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.packing import LAYOUT_VERSION
-from jaxlab.kernels.plan import Config
+from jaxlab.kernels.plan import STEPS, Config
 
 _OP = flags.DEFINE_enum("op", "", ["", *OPS], "Only this one.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
@@ -159,16 +159,17 @@ def measure() -> None:
 
 
 def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
-    """What `dispatch` reads: by shape, and by kind where the kernel won at every shape."""
+    """What `dispatch` reads: by problem, and by family where the kernel won at every size."""
     entries: dict[str, Any] = {}
-    found: dict[str, list[tuple[int, int, bool]]] = {}
+    measured: dict[str, list[tuple[int, int, int, bool]]] = {}
     for name, entry in record["result"]["cells"].items():
         best = ranked(entry["ours"])
         if entry["op"] != op or not best:
             continue
         others = min(cost(entry[p]) for p in ("bf16", "xla packed"))
         wins = cost(best[0]) * MARGIN <= others
-        entries[best[0]["key"]] = {
+        key = best[0]["key"]
+        entries[key] = {
             "implementation": "mosaic_gpu" if wins else "xla",
             "config": best[0]["config"],
             "us": cost(best[0]),
@@ -176,18 +177,20 @@ def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
         }
         if not wins:
             print(f"{name}: XLA stays")
-        found.setdefault(entry["kind"], []).append((entry["rows"], entry["size"] ** 2, wins))
-    # XLA takes one row another way than several: a win there has to be measured itself.
-    won = {}
-    for kind, measured in found.items():
-        several = [m for m in measured if m[0] > 1]
-        if several and all(wins for *_, wins in several):
-            alone = [wins for rows, _, wins in measured if rows == 1]
-            won[kind] = {
-                "implementation": "mosaic_gpu",
-                "rows": [1 if alone and all(alone) else 2, max(m[0] for m in several)],
-                "numbers": min(m[1] for m in several),
-            }
+        family, sizes, rows = key.rsplit("/", 2)
+        n, k = map(int, sizes.split("x"))
+        measured.setdefault(family, []).append((int(rows[1:]), n, k, wins))
+    won = {
+        family: {
+            "implementation": "mosaic_gpu",
+            # A measurement is that of every number of rows up to it that falls into its step.
+            "rows": [_least(min(m[0] for m in cells)), max(m[0] for m in cells)],
+            "n": [min(m[1] for m in cells), max(m[1] for m in cells)],
+            "k": [min(m[2] for m in cells), max(m[2] for m in cells)],
+        }
+        for family, cells in measured.items()
+        if all(wins for *_, wins in cells)
+    }
     return {
         "device": record["device"].replace("-", " "),
         "jax": record["versions"]["jax"],
@@ -195,6 +198,10 @@ def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
         "won": won,
         "entries": entries,
     }
+
+
+def _least(step: int) -> int:
+    return max((s + 1 for s in STEPS if s < step), default=1)
 
 
 def write_configs() -> None:

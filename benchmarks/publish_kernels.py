@@ -25,8 +25,8 @@ def on_device(timed: dict[str, Any]) -> float:
 
 
 def best(cell: dict[str, Any]) -> dict[str, Any]:
-    """The fastest configuration that was right."""
-    return min((o for o in cell["ours"] if "us" in o), key=on_device)
+    """The fastest configuration that was right; empty where none was."""
+    return min((o for o in cell["ours"] if "us" in o), key=on_device, default={})
 
 
 def kernels_page() -> str:
@@ -54,8 +54,8 @@ def _table(result: Any) -> str:
                 str(cell["size"]),
                 str(cell["rows"]),
                 f"{cell['floor']:.1f}",
-                f"{on_device(mine):.1f}",
-                f"{mine['us']:.1f} ({mine['low']:.1f} to {mine['high']:.1f})",
+                f"{on_device(mine):.1f}" if mine else "failed",
+                f"{mine['us']:.1f} ({mine['low']:.1f} to {mine['high']:.1f})" if mine else "",
                 *("" if on_device(o) == float("inf") else f"{on_device(o):.1f}" for o in others),
             ]
         )

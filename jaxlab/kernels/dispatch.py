@@ -1,4 +1,4 @@
-"""Which implementation of an op runs, and the rules of derivative and batching that they share.
+"""Which implementation of an op runs.
 
 `implementation=None` means: the kernel where a stored measurement on this kind of device, with
 this jax, says that it wins at these shapes, and XLA everywhere else. Nothing is measured here.
@@ -12,17 +12,18 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
 from jax import lax
-from jax.custom_batching import custom_vmap
 
+from jaxlab.core.varying import varied, varying
+from jaxlab.kernels.packing import LAYOUT_VERSION
 from jaxlab.kernels.plan import Config, Plan
 
 VERSION = jax.__version_info__[:2]
-IMPLEMENTATIONS = ("xla", "mosaic_gpu", "mosaic_tpu")
+# Of these an op has some: what it has not is refused with NotImplementedError, as on a CPU.
+IMPLEMENTATIONS = ("xla", "mosaic_gpu", "triton", "mosaic_tpu")
 
 # An environment variable: the implementation where none is asked for. "xla" helps against a kernel
 # that does not compile.
@@ -67,6 +68,19 @@ def names(op: str, implementation: Choice) -> tuple[str, ...]:
     return given
 
 
+def asked(op: str, implementation: Choice, interpret: bool | None) -> tuple[str, ...]:
+    """`names` of an argument or else of the environment; only one kernel can be interpreted.
+
+    Raises:
+      ValueError: as `names`; the message says if it was the environment.
+    """
+    if implementation is None and interpret:
+        return names(op, "mosaic_gpu")
+    if implementation is None and (everywhere := os.environ.get(EVERYWHERE)):
+        return names(f"{op}, by {EVERYWHERE}", everywhere)
+    return names(op, implementation)
+
+
 def on_demand(package: str, name: str) -> Implementation:
     """The kernel `name` of a package here, imported when it is called: that takes half a second."""
 
@@ -97,13 +111,13 @@ class Problem(Protocol):
         ...
 
     @property
-    def label(self) -> str:
-        """What was measured together: a kind of weights."""
+    def family(self) -> str:
+        """What may be measured at some sizes and taken at those between: a kind of weights."""
         ...
 
     @property
-    def numbers(self) -> int:
-        """Entries of the dense matrix."""
+    def sizes(self) -> tuple[int, int]:
+        """Outputs and inputs of the dense matrix."""
         ...
 
     @property
@@ -117,41 +131,43 @@ class Problem(Protocol):
         ...
 
 
-def choice(
-    op: str, problem: Problem, config: Config | None
-) -> tuple[dict[str, Any] | None, Config]:
-    """What the stored measurements say of a problem.
+class Chosen(NamedTuple):
+    """What runs where nothing is asked for, and how a kernel is cut, whoever asks for it."""
 
-    Returns:
-      `(entry, config)`: what was measured, with its "implementation", or None where nothing was;
-      and `config`, or else the stored one, or else a rule of thumb.
+    name: str
+    config: Config
+
+
+def choice(op: str, problem: Problem, config: Config | None) -> Chosen:
+    """What the stored measurements say of a problem; its cut is `config`, the stored one or a rule
+    of thumb.
     """
     platform, kind = device()
-    entry = stored(op, kind, problem) if platform != "cpu" else None
+    entry = (stored(op, kind, problem) if platform != "cpu" else None) or {}
     if config is None:
-        cut = entry.get("config") if entry else None
+        cut = entry.get("config")
         config = Config(**cut) if cut else next(iter(problem.plan.candidates(1)), Config())
-    return entry, config
+    return Chosen(entry.get("implementation", "xla"), config)
 
 
 def stored(op: str, kind: str, problem: Problem) -> dict[str, Any] | None:
     """What was measured for a problem: `implementation`, `config`, `us`, `xla_us`; or None.
 
-    For what was not measured itself, the kernel is the choice where the kind of weights won at
-    every measured size: between the least and the most rows, and from the least numbers on. Entries
-    count from the version of jax on that they were measured with.
+    For what was not measured itself, the kernel is the choice where its family won at every size
+    that was, and rows, outputs and inputs are within those. Entries count from the version of jax
+    on that they were measured with, and for the layout of packed words that they were.
     """
     table = _table(op, kind)
     measured_with = tuple(int(v) for v in table.get("jax", "99.0").split(".")[:2])
-    if measured_with > VERSION:
+    if measured_with > VERSION or table.get("layout") != LAYOUT_VERSION:
         return None
     if entry := table.get("entries", {}).get(problem.key):
         return entry
-    won = table.get("won", {}).get(problem.label)
+    won = table.get("won", {}).get(problem.family)
     if won is None:
         return None
-    least, most = won["rows"]
-    inside = least <= problem.rows <= most and problem.numbers >= won["numbers"]
+    where = dict(zip(("rows", "n", "k"), (problem.rows, *problem.sizes), strict=True))
+    inside = all(won[axis][0] <= at <= won[axis][1] for axis, at in where.items())
     return {"implementation": won["implementation"]} if inside else None
 
 
@@ -159,8 +175,8 @@ def run(
     op: str,
     implementations: Mapping[str, Callable[..., jax.Array]],
     *args: Any,
-    implementation: Choice,
-    entry: Mapping[str, Any] | None = None,
+    named: tuple[str, ...],
+    chosen: Chosen,
 ) -> jax.Array:
     """Runs an implementation, as the argument `implementation` of every op says.
 
@@ -169,32 +185,30 @@ def run(
       implementations: by name; each raises NotImplementedError for what it does not handle, and
         "xla" handles everything.
       *args: what the implementation is called with.
-      implementation: one name runs that one and raises what it raises; of a sequence, the first
-        that does not raise NotImplementedError; None as the module says.
-      entry: the stored measurement.
+      named: one name runs that one and raises what it raises; of several, the first that does not
+        raise NotImplementedError; none, as the module says.
+      chosen: by the stored measurements.
 
     Raises:
-      ValueError: an unknown name, or an empty sequence.
       NotImplementedError: what was named does not handle this.
     """
-    implementation = os.environ.get(EVERYWHERE) if implementation is None else implementation
-    given = names(op, implementation)
-    if implementation is None:
-        return _best(op, implementations, args, entry)
+    axes = varying(*jax.tree.leaves(args))
+    if not named:
+        return _best(op, implementations, args, chosen, axes)
     refused: list[str] = []
-    for name in given:
+    for name in named:
         if name not in implementations:
             refused.append(f"{name}: {op} has only {', '.join(implementations)}")
             continue
         try:
             result = implementations[name](*args)
         except NotImplementedError as error:
-            if len(given) == 1:
+            if len(named) == 1:
                 raise
             refused.append(f"{name}: {error}")
             continue
         _note(op, name)
-        return result
+        return varied(result, axes)
     raise NotImplementedError(f"{op}: no implementation left; " + "; ".join(refused))
 
 
@@ -202,23 +216,64 @@ def _best(
     op: str,
     implementations: Mapping[str, Callable[..., jax.Array]],
     args: tuple[Any, ...],
-    entry: Mapping[str, Any] | None,
+    chosen: Chosen,
+    axes: frozenset[str],
 ) -> jax.Array:
     xla = implementations["xla"]
-    name = entry["implementation"] if entry else "xla"
-    if name not in implementations or implementations[name] is xla:
+    kernel = implementations.get(chosen.name, xla)
+    if kernel is xla or not _works(op, chosen, kernel, args):
         return xla(*args)
-    kernel = implementations[name]
-    try:
-        jax.eval_shape(kernel, *args)
-    except NotImplementedError:
-        return xla(*args)
-    except Exception as error:
-        _log.warning("%s: %s failed, XLA runs instead: %s", op, name, error)
-        return xla(*args)
-    _note(op, name)
+    _note(op, chosen.name)
     # What is traced on a GPU may be lowered for another platform, as `jax.export` does.
-    return lax.platform_dependent(*args, cuda=kernel, default=xla)
+    return lax.platform_dependent(
+        *args,
+        cuda=lambda *a: varied(kernel(*a), axes),
+        default=lambda *a: varied(xla(*a), axes),
+    )
+
+
+# By problem, whether a kernel was found to compile.
+_found: dict[Any, bool] = {}
+
+
+def _works(op: str, chosen: Chosen, kernel: Implementation, args: tuple[Any, ...]) -> bool:
+    """Whether a kernel compiles, tried alone and once for each problem.
+
+    Inside a larger program it would be too late to take another: lowering comes after tracing.
+    """
+    leaves, tree = jax.tree.flatten(args)
+    key = op, chosen, device(), tree, tuple((x.shape, x.dtype) for x in leaves)
+    if key not in _found:
+        shapes = tree.unflatten([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves])
+        _found[key] = False
+        try:
+            jax.eval_shape(kernel, *shapes)
+        except NotImplementedError:  # it says so itself that it does not take this
+            return False
+        except Exception as error:
+            _warn(op, chosen, error)
+            return False
+        try:
+            _compile(kernel, shapes)
+        except Exception as error:
+            _warn(op, chosen, error)
+            return False
+        _found[key] = True
+    return _found[key]
+
+
+def _compile(kernel: Implementation, shapes: tuple[Any, ...]) -> None:
+    # Outside the mesh of a `shard_map` that is being traced, for the same kind of device.
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    alone = jax.sharding.AbstractMesh((), (), abstract_device=abstract)
+    with jax.sharding.use_abstract_mesh(alone):
+        lowered = jax.jit(kernel).trace(*shapes).lower(lowering_platforms=("cuda",))
+        if abstract is None:
+            lowered.compile()
+
+
+def _warn(op: str, chosen: Chosen, error: Exception) -> None:
+    _log.warning("%s: %s failed, XLA runs instead: %s", op, chosen.name, error)
 
 
 @functools.cache
@@ -226,52 +281,18 @@ def _note(op: str, name: str) -> None:
     _log.info("%s: %s", op, name)
 
 
-def with_rules(forward: Implementation, reference: Implementation) -> Implementation:
-    """A function of (x, packed, floating) that has derivatives and batches well.
-
-    Reverse mode differentiates the reference, in `x` and the floating arguments; integers get no
-    cotangent. Under `jax.vmap` over x alone the batch is folded into the rows of x, so that one
-    product stays one product; a batch of weights goes to the reference.
-
-    Args:
-      forward: (x, packed, floating) to the result, x of (rows, k); `packed` and `floating` are
-        trees of arrays.
-      reference: the same in jax.numpy.
-    """
-
-    @custom_vmap
-    def folded(x: jax.Array, packed: Any, floating: Any) -> jax.Array:
-        return forward(x, packed, floating)
-
-    @folded.def_vmap
-    def _(size: int, batched: Any, x: jax.Array, packed: Any, floating: Any) -> Any:
-        if not any(jax.tree.leaves(batched[1:])):
-            y = folded(x.reshape((-1, x.shape[-1])), packed, floating)
-            return y.reshape((size, -1, y.shape[-1])), True
-        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
-        return jax.vmap(reference, in_axes=axes)(x, packed, floating), True
-
-    @jax.custom_vjp
-    def op(x: jax.Array, packed: Any, floating: Any) -> jax.Array:
-        return folded(x, packed, floating)
-
-    def ahead(x: jax.Array, packed: Any, floating: Any) -> tuple[jax.Array, Any]:
-        return folded(x, packed, floating), (x, packed, floating)
-
-    def back(residuals: Any, g: jax.Array) -> tuple[Any, Any, Any]:
-        x, packed, floating = residuals
-        _, pull = jax.vjp(lambda x, f: reference(x, packed, f), x, floating)
-        d_x, d_floating = pull(g)
-        none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), packed)
-        return d_x, none, d_floating
-
-    op.defvjp(ahead, back)
-    return op
-
-
-def require_gpu(interpret: bool | None) -> None:
-    """Raises NotImplementedError where a GPU kernel has nothing to run on."""
-    if not interpret and device()[0] not in ("gpu", "cuda"):
+def require_hopper(interpret: bool | None) -> None:
+    """Raises NotImplementedError where a kernel for Hopper has nothing to run on."""
+    if interpret:
+        return
+    platform, _ = device()
+    if platform not in ("gpu", "cuda"):
         raise NotImplementedError(
-            f"the kernel needs a GPU, not {device()[0]!r}; interpret=True runs it on a CPU"
+            f"the kernel needs a GPU, not {platform!r}; interpret=True runs it on a CPU"
         )
+    if jax.sharding.get_abstract_mesh().abstract_device is None:
+        capability = getattr(jax.devices()[0], "compute_capability", "unknown")
+        if str(capability).split(".")[0] != "9":
+            raise NotImplementedError(
+                f"the kernel needs a GPU of compute capability 9.0 (Hopper), not {capability}"
+            )

@@ -101,6 +101,20 @@ class Planar:
         """K rounded up to whole blocks: what a kernel multiplies."""
         return self.words.shape[-1] * self.format.fields
 
+    def check(self, op: str) -> None:
+        """Raises a ValueError where the words are not those of this layout and length."""
+        if self.version != LAYOUT_VERSION:
+            raise ValueError(
+                f"{op}: packed.version={self.version} is another layout; this one is "
+                f"{LAYOUT_VERSION}, as `pack` makes it"
+            )
+        words = -(-self.length // (self.format.fields * self.width)) * self.width
+        if self.words.shape[-1] != words:
+            raise ValueError(
+                f"{op}: packed.words of shape {self.words.shape} must end in {words} words, which "
+                f"length={self.length} of {self.kind!r} takes in blocks of width={self.width}"
+            )
+
 
 def pack(q: jax.Array, kind: str, *, width: int = 64) -> Planar:
     """Packs integers along the last axis; `unpack` is the exact inverse.
@@ -135,7 +149,9 @@ def pack(q: jax.Array, kind: str, *, width: int = 64) -> Planar:
     fill = 1 if form.signs else 0
     block = form.fields * width
     pad = [(0, 0)] * (q.ndim - 1) + [(0, -q.shape[-1] % block)]
-    codes = form.encode(jnp.pad(q, pad, constant_values=fill)).astype(jnp.uint16)
+    # Under jit nothing checks the range: what is out of it must not reach its neighbours' bits.
+    codes = form.encode(jnp.pad(q, pad, constant_values=fill)) & (2**form.bits - 1)
+    codes = codes.astype(jnp.uint16)
     codes = codes.reshape((*q.shape[:-1], -1, form.fields, width))
     shift = jax.lax.broadcasted_iota(jnp.uint16, codes.shape, codes.ndim - 2)
     words = jnp.sum(codes << (shift * jnp.uint16(form.bits)), axis=-2, dtype=jnp.uint16)
@@ -162,6 +178,7 @@ def unpack(packed: Planar) -> jax.Array:
     >>> unpack(pack(jnp.array([[1, -1, -1]]), "binary")).tolist()
     [[1, -1, -1]]
     """
+    packed.check("unpack")
     form = packed.format
     *lead, columns = packed.words.shape
     words = packed.words.reshape((*lead, columns // packed.width, 1, packed.width))

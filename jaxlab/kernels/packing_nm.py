@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar, pack, unpack
 
@@ -62,14 +63,15 @@ def pack_nm(w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1) ->
 
     Args:
       w: (n_out, k), of any dtype.
-      mask: booleans of w's shape, with n whole blocks true in every group.
+      mask: booleans of w's shape, with at most n blocks of every group true, and each of them
+        whole; what is false of a block under jit counts as its first entry does.
       n: kept blocks of a group.
       m: blocks of a group; `m * block` must divide k, and the places of a group take at most 16
         bits.
       block: entries of a block.
 
     Raises:
-      ValueError: an argument is out of range.
+      ValueError: an argument is out of range, or (outside jit) the mask is not of that pattern.
 
     >>> w = jnp.array([[4, 0, 2, 0], [0, 3, 0, 1]])
     >>> packed = pack_nm(w, w > 0, 2, 4)
@@ -91,15 +93,28 @@ def pack_nm(w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1) ->
         raise ValueError(f"pack_nm: the mask of shape {mask.shape} is not w's, {w.shape}")
     groups = w.shape[1] // (m * block)
     split = (w.shape[0], groups, m, block)
-    kept = mask.reshape(split)[..., :1]
+    mask = mask.reshape(split).astype(bool)
+    kept = mask[..., :1]
+    if not isinstance(mask, Tracer):
+        _check_mask(mask, kept, n)
     place = jax.lax.broadcasted_iota(jnp.int32, kept.shape, 2)
     # Pruned blocks go last, under a number that a kept one can share only with itself.
     order = jnp.sort(jnp.where(kept, place, jnp.full_like(place, m - 1)), axis=2)[:, :, :n]
-    values = jnp.take_along_axis(w.reshape(split), order, axis=2)
+    # Where fewer are kept, places are left over, and hold nothing.
+    live = jnp.where(kept, w.reshape(split), jnp.zeros((), w.dtype))
+    values = jnp.take_along_axis(live, order, axis=2)
     values = jnp.moveaxis(values, 2, 0).reshape(n, w.shape[0], groups * block)
     by_place = jax.lax.broadcasted_iota(jnp.int32, (1, 1, n), 2) * jnp.int32(bits)
     code = jnp.sum(order[..., 0] << by_place, axis=2)
     return NMPlanes(values, pack(code, kind, width=WIDTH), m, block)
+
+
+def _check_mask(mask: jax.Array, kept: jax.Array, n: int) -> None:
+    if bool(jnp.any(mask != kept)):
+        raise ValueError(f"pack_nm: the mask keeps a part of a block of {mask.shape[-1]}")
+    most = int(jnp.max(jnp.sum(kept, axis=2), initial=0))
+    if most > n:
+        raise ValueError(f"pack_nm: the mask keeps {most} of a group; nearest: n={most}, not {n}")
 
 
 def places(packed: NMPlanes) -> list[jax.Array]:

@@ -13,13 +13,17 @@ SHARED_BYTES = 227 * 1024
 PROCESSORS = 132
 
 
+# Of numbers of rows, which cost the same up to each.
+STEPS = (1, 8, 16, 32, 64)
+
+
 def steps_of(rows: int) -> int:
     """The step of rows that these fall into, which cost the same.
 
     >>> [steps_of(rows) for rows in (1, 3, 17, 100)]
     [1, 8, 32, 100]
     """
-    return next((step for step in (1, 8, 16, 32, 64) if rows <= step), rows)
+    return next((step for step in STEPS if rows <= step), rows)
 
 
 @dataclasses.dataclass(frozen=True)

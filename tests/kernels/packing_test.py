@@ -69,6 +69,24 @@ def test_sparse_planes_come_back(n, m, block):
     assert packed.values.size * m == w.size * n
 
 
+def test_numbers_out_of_range_leave_their_neighbours_alone_under_jit():
+    q = jnp.array([[9, 1, 2, 3] * 16])
+    back = jax.jit(lambda q: unpack(pack(q, "int4", width=16)))(q)
+    np.testing.assert_array_equal(np.asarray(back)[:, 1:4], [[1, 2, 3]])
+    np.testing.assert_array_equal(np.asarray(back)[:, 17:20], [[1, 2, 3]])
+
+
+def test_masks_that_keep_too_many_or_a_part_are_named_and_fewer_are_exact():
+    w = jnp.array([[1.0, 2.0, 3.0, 4.0]])
+    few = jnp.array([[True, False, False, False]])
+    for pack_few in (pack_nm, jax.jit(pack_nm, static_argnums=(2, 3))):
+        np.testing.assert_array_equal(unpack_nm(pack_few(w, few, 2, 4)), [[1.0, 0, 0, 0]])
+    with pytest.raises(ValueError, match=r"keeps 3 of a group; nearest: n=3"):
+        pack_nm(w, jnp.array([[True, True, True, False]]), 2, 4)
+    with pytest.raises(ValueError, match="a part of a block of 2"):
+        pack_nm(w, few, 1, 2, block=2)
+
+
 def test_a_tree_like_others():
     packed = pack(jnp.ones((4, 64), jnp.int8), "int4", width=16)
     leaves, tree = jax.tree.flatten(packed)

@@ -1,5 +1,6 @@
 """The products: against float64, by every implementation, under every transformation."""
 
+import dataclasses
 import functools
 import json
 
@@ -7,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.extend.core import Primitive
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.binary_matmul import binary_matmul
-from jaxlab.kernels.packing import FORMATS, Planar, pack
+from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar, pack
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul import Problem, quantized_matmul
 from jaxlab.kernels.quantized_matmul import api as quantized_api
-from jaxlab.kernels.quantized_matmul.reference import reference
+from jaxlab.kernels.quantized_matmul.reference import reference, xla
 from jaxlab.kernels.quantized_matmul.shapes import refuse
 
 
@@ -82,7 +84,9 @@ def test_the_interpreted_kernel_equals_the_reference(kind, k, groups, zero, conf
 
 
 @pytest.fixture
-def lower_for_cuda(on_an_h100):
+def lower_for_cuda(on_an_h100, monkeypatch):
+    monkeypatch.setattr(dispatch, "_found", {})
+
     def lower(kind, groups, implementation, config, rows=16, n=256, k=4096, zero=False):
         words = jax.ShapeDtypeStruct((n, k // FORMATS[kind].fields), jnp.uint16)
         scale = jax.ShapeDtypeStruct((groups, n), jnp.bfloat16)
@@ -94,6 +98,8 @@ def lower_for_cuda(on_an_h100):
                 "product", x, packed, scale, zero, implementation, config, None
             )
 
+        # What is traced once is not traced again, and tests change what is stored in between.
+        quantized_api._product.cache_clear()
         with on_an_h100():
             traced = jax.jit(product).trace(x, words, scale, scale if zero else None)
             return traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -208,32 +214,113 @@ def test_bad_arguments_are_named():
 
 
 def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
-    key = Problem(16, 256, 4096, "int4", 128, 64).key
+    problem = Problem(16, 256, 4096, "int4", 128, 64)
+    key, family = problem.key, problem.family
     entry = {"implementation": "mosaic_gpu", "config": vars(Config()), "us": 1.0}
-    table = {"jax": jax.__version__, "entries": {key: entry}}
-    broad = {"implementation": "mosaic_gpu", "rows": [2, 16], "numbers": 256 * 4096}
-    lost = {"entries": {key: {"implementation": "xla"}}, "won": {"int4": broad}}
+    table = {"jax": jax.__version__, "layout": LAYOUT_VERSION, "entries": {key: entry}}
+    box = {"rows": [9, 16], "n": [256, 512], "k": [4096, 4096], "implementation": "mosaic_gpu"}
+    lost = {"entries": {key: {"implementation": "xla"}}, "won": {family: box}}
+    between = {**table, "entries": {}}
     for stored, kernels in [
         ({}, 0),
         (table, 1),
         ({**table, "jax": "0.9.0"}, 1),
         ({**table, "jax": "0.99.0"}, 0),
-        ({**table, "entries": {}, "won": {"int4": broad}}, 1),
-        ({**table, "entries": {}, "won": {"int4": {**broad, "rows": [1, 8]}}}, 0),
-        ({**table, "entries": {}, "won": {"int4": {**broad, "rows": [17, 64]}}}, 0),
-        ({**table, "entries": {}, "won": {"int4": {**broad, "numbers": 2**24}}}, 0),
-        ({**table, "entries": {}, "won": {"int8": broad}}, 0),
+        ({**table, "layout": LAYOUT_VERSION + 1}, 0),
+        ({**between, "won": {family: box}}, 1),
+        ({**between, "won": {family: {**box, "rows": [1, 8]}}}, 0),
+        ({**between, "won": {family: {**box, "rows": [17, 64]}}}, 0),
+        ({**between, "won": {family: {**box, "n": [512, 512]}}}, 0),
+        ({**between, "won": {family: {**box, "k": [8192, 8192]}}}, 0),
+        ({**between, "won": {"int4/g64/w64": box}}, 0),
         ({**table, **lost}, 0),
     ]:
         monkeypatch.setattr(dispatch, "_table", lambda op, kind, stored=stored: stored)
         assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == kernels
     monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
-    monkeypatch.setenv(dispatch.EVERYWHERE, "xla")
-    assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 0
+    for everywhere, kernels in (("xla", 0), ("", 1)):
+        monkeypatch.setenv(dispatch.EVERYWHERE, everywhere)
+        assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == kernels
+    monkeypatch.setenv(dispatch.EVERYWHERE, "xl")
+    with pytest.raises(ValueError, match=r"JAXLAB_KERNELS.*nearest: 'xla'"):
+        lower_for_cuda("int4", 32, None, None)
     monkeypatch.delenv(dispatch.EVERYWHERE)
     table["entries"][key] = {**entry, "config": vars(Config(stages=99, ways=3))}
     monkeypatch.setattr(dispatch, "_table", lambda op, kind: json.loads(json.dumps(table)))
     assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 0
+
+
+@pytest.fixture
+def always_chosen(monkeypatch):
+    """A stored win of every problem."""
+
+    class Entries(dict):
+        def get(self, key, default=None):
+            return {"implementation": "mosaic_gpu"}
+
+    table = {"jax": jax.__version__, "layout": LAYOUT_VERSION, "entries": Entries()}
+    monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
+
+
+def test_a_kernel_that_fails_after_tracing_is_left_out(
+    always_chosen, lower_for_cuda, monkeypatch, caplog
+):
+    cannot = Primitive("cannot")  # has shapes, and no lowering
+    cannot.def_abstract_eval(lambda x: x)
+
+    def broken(package, name):
+        return lambda x, packed, floating, **settings: cannot.bind(xla(x, packed, floating))
+
+    assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 1
+    monkeypatch.setattr(dispatch, "on_demand", broken)
+    dispatch._found.clear()
+    with caplog.at_level("WARNING"):
+        assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 0
+        assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 0
+    assert caplog.text.count("XLA runs instead") == 1
+    with pytest.raises(NotImplementedError, match="cannot"):
+        lower_for_cuda("int4", 32, "mosaic_gpu", None)
+
+
+@pytest.mark.parametrize("implementation", [None, "mosaic_gpu"])
+def test_the_kernel_lowers_on_shards(always_chosen, on_an_h100, implementation):
+    with on_an_h100():
+        device = jax.sharding.get_abstract_mesh().abstract_device
+    mesh = AbstractMesh((2,), ("n",), (AxisType.Auto,), abstract_device=device)
+    quantized_api._product.cache_clear()
+    x = jax.ShapeDtypeStruct((16, 4096), jnp.bfloat16)
+    words = jax.ShapeDtypeStruct((256, 1024), jnp.uint16)
+    scale = jax.ShapeDtypeStruct((32, 256), jnp.bfloat16)
+
+    def local(x, words, scale):
+        packed = Planar(words, "int4", 4096)
+        return quantized_matmul(x, packed, scale, implementation=implementation)
+
+    specs = (P(), P("n", None), P(None, "n"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        product = jax.shard_map(local, in_specs=specs, out_specs=P(None, "n"))
+        traced = jax.jit(product).trace(x, words, scale)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("mosaic_gpu_v2") == 1
+
+
+def test_packed_words_are_those_of_the_layout_and_the_length():
+    x, packed, scale, _, _ = problem("int4", 8, 128, 2, 2)
+    for changed, says in [
+        ({"words": packed.words[:, :16]}, "must end in 64 words"),
+        ({"length": 1024}, "must end in 256 words"),
+        ({"version": 99}, "version=99"),
+    ]:
+        bad = dataclasses.replace(packed, **changed)
+        with pytest.raises(ValueError, match=says):
+            quantized_matmul(jnp.ones((2, bad.length), x.dtype), bad, scale)
+
+
+def test_a_kernel_that_was_asked_for_is_not_replaced_under_vmap_over_weights(on_an_h100):
+    x, packed, scale, _, _ = problem("int4", 256, 4096, 2, 32)
+    product = functools.partial(quantized_matmul, x, packed, implementation="mosaic_gpu")
+    with on_an_h100(), pytest.raises(NotImplementedError, match="nearest: 'xla'"):
+        jax.eval_shape(jax.vmap(product), jnp.stack([scale, scale]))
 
 
 def test_every_candidate_fits():

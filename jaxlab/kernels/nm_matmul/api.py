@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch
-from jaxlab.kernels.nm_matmul.reference import reference, xla
+from jaxlab.kernels.nm_matmul.reference import xla
 from jaxlab.kernels.nm_matmul.shapes import problem_of
 from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.packing_nm import NMPlanes
 from jaxlab.kernels.plan import Config
+from jaxlab.kernels.rules import with_rules
 
 
 def nm_matmul(
@@ -51,21 +52,28 @@ def nm_matmul(
         raise TypeError(f"nm_matmul: x and packed.values must be floating, not {dtypes}")
     if x.ndim < 1 or x.shape[-1] != packed.shape[1]:
         raise ValueError(f"nm_matmul: x of shape {x.shape} does not end in k={packed.shape[1]}")
-    dispatch.names("nm_matmul", implementation)
+    packed.code.check("nm_matmul")
+    named = dispatch.asked("nm_matmul", implementation, interpret)
     rows = x.reshape((-1, x.shape[-1]))
     shape = (*x.shape[:-1], packed.shape[0])
     if rows.shape[0] == 0:
         return jnp.zeros(shape, x.dtype)
-    pattern = packed.m, packed.block
-    forward = functools.partial(_forward, pattern, implementation, config, interpret)
-    of_pattern = functools.partial(reference, *pattern)
-    y = dispatch.with_rules(forward, of_pattern)(rows, packed.code, packed.values)
-    return y.reshape(shape)
+    product = _product((packed.m, packed.block), named, config, interpret)
+    return product(rows, packed.code, packed.values).reshape(shape)
+
+
+# Once for each setting: jax knows functions with rules of their own by identity.
+@functools.cache
+def _product(
+    pattern: tuple[int, int], named: tuple[str, ...], config: Config | None, interpret: bool | None
+) -> dispatch.Implementation:
+    forward = functools.partial(_forward, pattern, named, config, interpret)
+    return with_rules("nm_matmul", forward, functools.partial(xla, *pattern), named)
 
 
 def _forward(
     pattern: tuple[int, int],
-    implementation: dispatch.Choice,
+    named: tuple[str, ...],
     config: Config | None,
     interpret: bool | None,
     x: jax.Array,
@@ -73,12 +81,10 @@ def _forward(
     values: jax.Array,
 ) -> jax.Array:
     problem = problem_of(x.shape[0], code, values.shape[0], *pattern)
-    entry, config = dispatch.choice("nm_matmul", problem, config)
-    kernel = dispatch.on_demand("nm_matmul", "mosaic_gpu")
+    chosen = dispatch.choice("nm_matmul", problem, config)
+    kernel = functools.partial(dispatch.on_demand("nm_matmul", "mosaic_gpu"), *pattern)
     kernels = {
-        "mosaic_gpu": functools.partial(kernel, *pattern, config=config, interpret=interpret),
+        "mosaic_gpu": functools.partial(kernel, config=chosen.config, interpret=interpret),
         "xla": functools.partial(xla, *pattern),
     }
-    return dispatch.run(
-        "nm_matmul", kernels, x, code, values, implementation=implementation, entry=entry
-    )
+    return dispatch.run("nm_matmul", kernels, x, code, values, named=named, chosen=chosen)

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, pl, plgpu
-from jaxlab.kernels.dispatch import require_gpu
+from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.nm_matmul.shapes import Problem, problem_of, refuse
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.packing_nm import place_bits
@@ -36,7 +36,7 @@ def mosaic_gpu(
       NotImplementedError: no GPU, or sizes or dtypes that the kernel does not take.
     """
     _compat.require()
-    require_gpu(interpret)
+    require_hopper(interpret)
     problem = problem_of(x.shape[0], code, values.shape[0], m, block)
     if x.dtype != jnp.bfloat16 or values.dtype != jnp.bfloat16:
         raise NotImplementedError(

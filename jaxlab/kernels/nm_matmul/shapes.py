@@ -19,20 +19,19 @@ class Problem(NamedTuple):
     width: int
 
     @property
-    def label(self) -> str:
+    def family(self) -> str:
         """What is measured together."""
-        return f"{self.n}:{self.m}"
+        return f"{self.n}:{self.m}/{self.kind}/w{self.width}"
 
     @property
-    def numbers(self) -> int:
-        """Entries of the dense matrix."""
-        return self.n_out * self.k
+    def sizes(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.n_out, self.k
 
     @property
     def key(self) -> str:
         """Under which a measurement is stored; rows in steps, as they cost the same."""
-        sizes = f"{self.n_out}x{self.k}/b{steps_of(self.rows)}"
-        return f"{self.label}/{self.kind}/w{self.width}/{sizes}"
+        return f"{self.family}/{self.n_out}x{self.k}/b{steps_of(self.rows)}"
 
     @property
     def codes(self) -> int:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.plan import Config
-from jaxlab.kernels.quantized_matmul.reference import reference, xla
+from jaxlab.kernels.quantized_matmul.reference import xla
 from jaxlab.kernels.quantized_matmul.shapes import problem_of
+from jaxlab.kernels.rules import with_rules
 
 KINDS = ("int8", "int4", "uint4")
 
@@ -39,7 +40,7 @@ def quantized_matmul(
       implementation: None takes the kernel where it was measured to win and XLA elsewhere; "xla"
         or "mosaic_gpu" takes that one or raises; of a sequence, the first that can.
       config: of "mosaic_gpu"; None takes the stored one, or a rule of thumb.
-      interpret: runs the kernel on a CPU.
+      interpret: runs the kernel on a CPU; without a name, "mosaic_gpu".
 
     Returns:
       (..., n), in x's dtype.
@@ -72,6 +73,7 @@ def check(op: str, x: jax.Array, packed: Planar, kinds: tuple[str, ...]) -> None
             f"{op}: packed.words must be uint16 of two axes, as `pack` makes them, not "
             f"{packed.words.dtype}{packed.words.shape}"
         )
+    packed.check(op)
     if x.ndim < 1 or x.shape[-1] != packed.length:
         raise ValueError(f"{op}: x of shape {x.shape} does not end in k={packed.length}")
 
@@ -106,19 +108,27 @@ def planar_matmul(
     interpret: bool | None,
 ) -> jax.Array:
     """The product of checked operands: what the ops on planar integers share."""
-    dispatch.names(op, implementation)
+    named = dispatch.asked(op, implementation, interpret)
     lead = x.shape[:-1]
     rows = x.reshape((-1, x.shape[-1]))
     if rows.shape[0] == 0:
         return jnp.zeros((*lead, packed.shape[0]), x.dtype)
-    forward = functools.partial(_forward, op, implementation, config, interpret)
-    y = dispatch.with_rules(forward, reference)(rows, packed, (scale, zero))
+    y = _product(op, named, config, interpret)(rows, packed, (scale, zero))
     return y.reshape((*lead, packed.shape[0]))
+
+
+# Once for each setting: jax knows functions with rules of their own by identity.
+@functools.cache
+def _product(
+    op: str, named: tuple[str, ...], config: Config | None, interpret: bool | None
+) -> dispatch.Implementation:
+    forward = functools.partial(_forward, op, named, config, interpret)
+    return with_rules(op, forward, xla, named)
 
 
 def _forward(
     op: str,
-    implementation: dispatch.Choice,
+    named: tuple[str, ...],
     config: Config | None,
     interpret: bool | None,
     x: jax.Array,
@@ -127,12 +137,10 @@ def _forward(
 ) -> jax.Array:
     # Here and not before, so that a batch that was folded into the rows is counted.
     problem = problem_of(x.shape[0], packed, floating[0].shape[0])
-    entry, config = dispatch.choice(op, problem, config)
+    chosen = dispatch.choice(op, problem, config)
     kernel = dispatch.on_demand("quantized_matmul", "mosaic_gpu")
     kernels = {
-        "mosaic_gpu": functools.partial(kernel, config=config, interpret=interpret),
+        "mosaic_gpu": functools.partial(kernel, config=chosen.config, interpret=interpret),
         "xla": xla,
     }
-    return dispatch.run(
-        op, kernels, x, packed, floating, implementation=implementation, entry=entry
-    )
+    return dispatch.run(op, kernels, x, packed, floating, named=named, chosen=chosen)

@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, plgpu
-from jaxlab.kernels.dispatch import require_gpu
+from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul.shapes import problem_of, refuse
@@ -32,7 +32,7 @@ def mosaic_gpu(
       NotImplementedError: no GPU, or sizes or dtypes that the kernel does not take.
     """
     _compat.require()
-    require_gpu(interpret)
+    require_hopper(interpret)
     scale, zero = floating
     problem = problem_of(x.shape[0], packed, scale.shape[0])
     if x.dtype != jnp.bfloat16:

@@ -25,19 +25,19 @@ class Problem(NamedTuple):
         return FORMATS[self.kind].fields * self.width
 
     @property
-    def label(self) -> str:
+    def family(self) -> str:
         """What is measured together."""
-        return self.kind
+        return f"{self.kind}/g{self.group}/w{self.width}"
 
     @property
-    def numbers(self) -> int:
-        """Entries of the dense matrix."""
-        return self.n * self.k
+    def sizes(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.n, self.k
 
     @property
     def key(self) -> str:
         """Under which a measurement is stored; rows in steps, as they cost the same."""
-        return f"{self.kind}/g{self.group}/w{self.width}/{self.n}x{self.k}/b{steps_of(self.rows)}"
+        return f"{self.family}/{self.n}x{self.k}/b{steps_of(self.rows)}"
 
     @property
     def plan(self) -> Plan:

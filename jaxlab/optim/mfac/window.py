@@ -23,6 +23,7 @@ from jax.core import Tracer
 from jaxlab.core.match import leaf_paths, path_str
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
+from jaxlab.core.varying import varied, varying
 from jaxlab.optim.mfac.checks import check_count, check_damp, check_floating, check_row_dtype
 from jaxlab.optim.mfac.compressed import SparseRows, dense_of
 from jaxlab.optim.mfac.products import row_combination, row_products
@@ -125,7 +126,8 @@ def window_push(
         keep,
         lambda rows: jax.tree.map(write, rows, g, is_leaf=_is_sparse),
         lambda rows: rows,
-        jax.tree.map(_varying_like, win.rows, g),
+        # In `shard_map`, rows that began as zeros are the same on all devices until written.
+        jax.tree.map(lambda rows, x: varied(rows, varying(x)), win.rows, g),
     )
     products = window_products(win._replace(rows=rows), _as_stored(win, g), axis_name)
     gram = win.gram.at[win.head, :].set(products).at[:, win.head].set(products)
@@ -308,13 +310,6 @@ def check_shapes(win: FisherWindow, x: Any) -> None:
 
 def _is_sparse(x: Any) -> bool:
     return isinstance(x, SparseRows)
-
-
-def _varying_like(rows: jax.Array, x: jax.Array) -> jax.Array:
-    # In `shard_map`, rows that began as zeros are the same on all devices until they are written.
-    axes = [jax.typeof(a).manual_axis_type.varying for a in (x, rows)]
-    missing = tuple(sorted(axes[0] - axes[1]))
-    return jax.lax.pcast(rows, missing, to="varying") if missing else rows
 
 
 def _as_stored(win: FisherWindow, g: Any) -> Any:

@@ -7,7 +7,7 @@ batch and sharding treat the sums as they treat gradients.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxlab.core.convolution import Convolution
 from jaxlab.core.matrix import Array, Matrix, matmul, matrix
 from jaxlab.core.observe import Wrapped
+from jaxlab.core.varying import varied, varying
 
 
 class Tap(NamedTuple):
@@ -109,7 +110,9 @@ def _windows_backward(convolve, saved, dy):
     # All is linear in x, and the sum of a convolution's windows is the gradient of the sum of its
     # outputs: no window is written down, and only the sum of the images is convolved.
     image = jnp.sum(x, axis=0, keepdims=True, dtype=ta.dtype)
-    own = _varied_as(one.astype(ta.dtype), image)  # else the gradient is of all devices already
+    own = varied(
+        one.astype(ta.dtype), varying(image)
+    )  # else the gradient is of all devices already
     with jax.default_matmul_precision("highest"):
         outputs, pull = jax.vjp(lambda w: convolve(image, w), own)
         (windows,) = pull(jnp.ones_like(outputs))
@@ -129,17 +132,8 @@ def _shared_as(sums: jax.Array, tap: jax.Array) -> jax.Array:
     A tap that they share has one cotangent, as a parameter has one gradient. Where nothing is
     checked, no array says what it varies over, and the sums are those of a device.
     """
-    over = tuple(sorted(_varying(sums) - _varying(tap)))
-    return _varied_as(jax.lax.psum(sums, over) if over else sums, tap)
-
-
-def _varied_as(x: jax.Array, like: jax.Array) -> jax.Array:
-    missing = tuple(sorted(_varying(like) - _varying(x)))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-
-def _varying(x: jax.Array) -> Any:
-    return jax.typeof(x).manual_axis_type.varying
+    over = tuple(sorted(varying(sums) - varying(tap)))
+    return varied(jax.lax.psum(sums, over) if over else sums, varying(tap))
 
 
 def tapped_dense(x: jax.Array, w: Array, b: jax.Array | None, t: Tap) -> jax.Array:
