@@ -2,7 +2,7 @@
 
     python benchmarks/gphm.py                    # the small experiment and the 1-D problems
     python benchmarks/gphm.py --only=small       # cells whose name begins so
-    python benchmarks/gphm.py --large            # 2-D problems, for an accelerator
+    python benchmarks/gphm.py --large --steps=8000  # 2-D problems, for an accelerator
     python benchmarks/gphm.py --minutes=10 --folder=/tmp/results
 
 Every cell is a run of the one entrypoint with a config of this repository and a few settings. A
@@ -12,7 +12,6 @@ error of a run is not looked for.
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -22,8 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from claim import ROOT
-from gphm_cells import Cell, large, problems, small
+from gphm_cells import Cell, config_of, large, problems, small
 from gphm_pinn import pinn
 from records import load, store
 
@@ -37,20 +35,8 @@ NAME = "gphm"
 
 def settings_of(cell: Cell, workdir: Path) -> dict[str, Any]:
     """The config of a cell as a plain dict."""
-    path = ROOT / "configs" / f"{cell.config}.py"
-    spec = importlib.util.spec_from_file_location(cell.config, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    c = module.get_config(cell.arg)
+    c = config_of(cell)
     c.workdir = str(workdir)
-    for name, value in cell.settings.items():
-        *sections, key = name.split(".")
-        part = c
-        for section in sections:
-            part = part[section]
-        part[key] = value
     return c.to_dict()
 
 
@@ -81,6 +67,8 @@ def measure(cell: Cell, workdir: Path) -> dict[str, Any]:
         "frequency": tops,
         "steps_per_second": summary["steps_per_second"],
         "seconds": None if cut else summary["wall_seconds"],
+        # How many programs wanted a processor over the last minute, this one among them.
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

@@ -1,8 +1,11 @@
 """The runs of gphm.py: a config of this repository, its argument, and a few settings."""
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from claim import ROOT
 
 LABELS = {"stm": "StM", "gm": "GM", "matern": "Matern", "se": "SE"}
 KERNELS = tuple(LABELS)
@@ -20,6 +23,24 @@ class Cell(NamedTuple):
     config: str
     arg: str
     settings: Mapping[str, Any]
+
+
+def config_of(cell: Cell) -> Any:
+    """The config of a cell, with its settings."""
+    path = ROOT / "configs" / f"{cell.config}.py"
+    spec = importlib.util.spec_from_file_location(cell.config, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config(cell.arg)
+    for name, value in cell.settings.items():
+        *sections, key = name.split(".")
+        part = c
+        for section in sections:
+            part = part[section]
+        part[key] = value
+    return c
 
 
 def small() -> dict[str, Cell]:

@@ -157,7 +157,7 @@ def masked(size: Size, precond: str, rounds: int) -> dict[str, Any]:
 
 
 def masked_logdet(size: Size, rounds: int) -> dict[str, Any]:
-    """The log-determinant of half of the cells, estimated, and its gradient's time."""
+    """The log-determinant of half of the cells, estimated, and its time."""
     factors = tuple(covariance(n, size.dtype, 0.0) for n in size.shape)
     count = int(np.prod(size.shape))
     seen = jax.random.permutation(jax.random.key(1), count).reshape(size.shape) < count // 2

@@ -40,6 +40,7 @@ def peer_speed(size: Size, rounds: int) -> dict[str, Any]:
     ready = product()
     calls = {
         "matvec": lambda: ready @ x,
+        # Ours by Cholesky factors; of a Kronecker product theirs is by eigendecompositions.
         "cholesky and logdet": lambda: product().logdet(),
         "eigh, solve and logdet": shifted,
     }

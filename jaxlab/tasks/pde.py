@@ -153,8 +153,11 @@ class Pde:
         """The solution (and its error, where that is known) and the spectrum of each axis."""
         from jaxlab.gp.pde_figures import draw_solution, draw_spectrum
 
-        whole = self._whole(params)
-        found = np.asarray(gphm_predict(whole, self._problem.axes, self._test, self._cfg))
+        # In one program: op by op it takes as long as tens of steps.
+        predict = jax.jit(
+            lambda p: gphm_predict(self._whole(p), self._problem.axes, self._test, self._cfg)
+        )
+        found = np.asarray(predict(params))
         exact = None if self._problem.exact is None else self._exact()
         kernels = [params] if "kernels" in params else list(params.values())
         return {
