@@ -280,7 +280,7 @@ def _by_step(record: Any) -> str:
         return ""
     head = ["problem", "u", *(f"at {share:.0%}" for share in _SHARES)]
     return (
-        "\n\nRelative L2 error (step, seconds of stepping) along the run. The seconds are steps over "
+        "\n\nRelative L2 error (step, seconds of stepping) along the run. Seconds are steps over "
         "the measured rate,\nwithout compilation, evaluations and checkpoints; where no rate was "
         f"measured there are none.\n\n{table(head, rows)}"
     )
