@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from jaxlab.core.matrix import Example, Matrix, accumulator, check_dense, matrix, static
 from jaxlab.core.registry import suggest
-from jaxlab.kernels.packing import FORMATS, Planar, pack
+from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar, pack
 from jaxlab.kernels.quantized_matmul import dequantize, quantized_matmul
 
 # By kind, the largest integer: symmetric, so that the smallest is its negative.
@@ -88,15 +88,17 @@ class Quantized(Matrix):
     """`to_dense()` is the integers of `words` times `scale`.
 
     words: uint16, (..., d_out, words), integers along the input, planar
-    (`jaxlab.kernels.packing`); scale: in the dtype of the dense matrix, (..., groups, d_out), for
-    consecutive inputs. The integers are fixed; the scales are floating and are trained unless a
-    freeze pattern names them.
+    (`jaxlab.kernels.packing`) in blocks of `width` words, in this version of the `layout`; scale: in
+    the dtype of the dense matrix, (..., groups, d_out), for consecutive inputs. The integers are
+    fixed; the scales are floating and are trained unless a freeze pattern names them.
     """
 
     words: jax.Array
     scale: jax.Array
     d_in: int = static()
     quant: str = static()
+    width: int = static()
+    layout: int = static()
 
     axes = {"words": ("out", "in"), "scale": ("in", "out")}
     dense_product = True
@@ -150,12 +152,12 @@ class Quantized(Matrix):
         if not isinstance(w, Tracer) and not bool(jnp.all(jnp.isfinite(w))):
             raise ValueError("quantized: the kernel is not all finite, so it has no scale")
         words, scale = _rounded(w, quant, group)
-        return cls(words, scale, d_in, quant)
+        return cls(words, scale, d_in, quant, packing_width(d_in, quant), LAYOUT_VERSION)
 
     @property
     def packed(self) -> Planar:
         """The integers, (..., d_out, d_in)."""
-        return Planar(self.words, self.quant, self.d_in, packing_width(self.d_in, self.quant))
+        return Planar(self.words, self.quant, self.d_in, self.width, self.layout)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -165,7 +167,7 @@ class Quantized(Matrix):
     @property
     def tile(self) -> tuple[int, int]:
         """A shard holds whole blocks of the packing and whole groups of a scale."""
-        block = FORMATS[self.quant].fields * packing_width(self.d_in, self.quant)
+        block = FORMATS[self.quant].fields * self.width
         if self.d_in % block:
             return self.d_in, 1
         return math.lcm(block, self.d_in // self.scale.shape[-2]), 1

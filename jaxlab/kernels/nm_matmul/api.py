@@ -68,7 +68,7 @@ def _product(
     pattern: tuple[int, int], named: tuple[str, ...], config: Config | None, interpret: bool | None
 ) -> dispatch.Implementation:
     forward = functools.partial(_forward, pattern, named, config, interpret)
-    return with_rules("nm_matmul", forward, functools.partial(xla, *pattern), named)
+    return jax.jit(with_rules("nm_matmul", forward, functools.partial(xla, *pattern), named))
 
 
 def _forward(

@@ -123,7 +123,7 @@ def _product(
     op: str, named: tuple[str, ...], config: Config | None, interpret: bool | None
 ) -> dispatch.Implementation:
     forward = functools.partial(_forward, op, named, config, interpret)
-    return with_rules(op, forward, xla, named)
+    return jax.jit(with_rules(op, forward, xla, named))
 
 
 def _forward(
