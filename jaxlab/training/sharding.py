@@ -77,7 +77,8 @@ def state_shardings(state: Any, specs: Any, mesh: Mesh) -> Any:
 
     A leaf of the optimizer state whose path ends in a parameter's path, with the same shape, is
     sharded like that parameter; so is a stack of such (a window of gradients), its first axis
-    whole. Every other leaf is replicated.
+    whole, and over `data` as well: along the last free axis that the devices divide. Every other
+    leaf is replicated.
 
     Args:
       state: the `TrainState`, or its shapes.
@@ -92,7 +93,7 @@ def state_shardings(state: Any, specs: Any, mesh: Mesh) -> Any:
         if path is not None and leaf.shape == shape_of[path]:
             return NamedSharding(mesh, spec_of[path])
         if path is not None and leaf.shape[1:] == shape_of[path] != ():
-            return NamedSharding(mesh, PartitionSpec(None, *spec_of[path]))
+            return NamedSharding(mesh, _split_over_data(leaf.shape, spec_of[path], mesh))
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, state)
@@ -154,6 +155,16 @@ def _specs(leaf: Any, spec: tuple[str | None, ...], mesh: Mesh) -> Any:
             for path, child in children
         ]
     )
+
+
+def _split_over_data(shape: Any, spec: Any, mesh: Mesh) -> PartitionSpec:
+    # Many times the size of the parameters, and read by sums: each device may hold a part.
+    axes = [None, *spec, *[None] * (len(shape) - 1 - len(spec))]
+    over = mesh.shape.get("data", 1)
+    free = [i for i in range(1, len(shape)) if axes[i] is None and shape[i] % over == 0]
+    if over > 1 and free and "data" not in axes:
+        axes[free[-1]] = "data"
+    return PartitionSpec(*axes)
 
 
 def _divisible(shape: Any, spec: Any, tile: Any, mesh: Mesh) -> tuple[str | None, ...]:

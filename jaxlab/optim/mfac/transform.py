@@ -82,7 +82,8 @@ def scale_by_mfac(
       buffer_dtype: of the window's rows. Sums are float32, or float64 for float64.
       normaliser: "window" divides by m from the start, as the authors' code does; "count" by the
         gradients seen so far, up to m.
-      warmup_steps: updates that are g itself, while the window fills.
+      warmup_steps: gradients from the window's first one on whose updates are g itself, whatever
+        the compression keeps of it. A window that begins anew after a phase warms up again.
       compression: what rows keep; None keeps all. What is preconditioned is then the kept part.
       mask: tree of booleans, or of arrays of them, False for entries that never move and are not
         stored; known when the program is compiled. None: all move.
@@ -131,16 +132,16 @@ def scale_by_mfac(
         g = jax.tree.map(lambda x: x.astype(total), g)
         row, error = g, ()
         if compression is not None:
-            g = jax.tree.map(jnp.add, g, state.error)
-            topk = compression
-            row = jax.tree.map(lambda x: compress(x, topk, dtype), g)
-            error = jax.tree.map(lambda x, r: x - dense_of(r), g, row)
+            topk, whole = compression, jax.tree.map(jnp.add, g, state.error)
+            row = jax.tree.map(lambda x: compress(x, topk, dtype), whole)
+            error = jax.tree.map(lambda x, r: x - dense_of(r), whole, row)
         keep = is_row(state.window, row, axis_name)
         window = window_push(state.window, row, keep=keep, axis_name=axis_name)
         now = damp(state.count) if callable(damp) else damp
         u = precondition_row(window, state.window.head, now, normaliser=normaliser)
         if not _is_zero(warmup_steps):
-            warm = state.count < warmup_steps
+            # Of this window, and not of the run: a phase may have begun another.
+            warm = state.window.count < warmup_steps
             u = jax.tree.map(lambda x, y: jnp.where(warm, x, y), g, u)
         velocity = ()
         if averages:

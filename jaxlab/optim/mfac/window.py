@@ -36,7 +36,7 @@ class FisherWindow(NamedTuple):
       rows: tree of the gradients' structure; each leaf (m, *shape), or `SparseRows`.
       gram: (m, m) inner products of the rows as they are stored.
       head: int32, where the next gradient goes.
-      count: int32, rows that have been written, m at most.
+      count: int32, gradients since the window began; past m they have replaced others.
     """
 
     rows: Any
@@ -136,7 +136,7 @@ def window_push(
         rows,
         jnp.where(keep, gram, win.gram),
         (win.head + moved) % win.gram.shape[0],
-        jnp.minimum(win.count + moved, win.gram.shape[0]),
+        win.count + moved,
     )
 
 
@@ -281,7 +281,7 @@ def divisor(win: FisherWindow, normaliser: str) -> jax.Array:
 
 NORMALISERS: dict[str, Callable[[FisherWindow], Any]] = {
     "window": lambda win: win.gram.shape[0],
-    "count": lambda win: jnp.maximum(win.count, 1),
+    "count": lambda win: jnp.clip(win.count, 1, win.gram.shape[0]),
 }
 
 

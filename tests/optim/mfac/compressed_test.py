@@ -78,6 +78,22 @@ def test_what_is_left_out_comes_later():
         np.testing.assert_allclose(u, expected, rtol=2e-5, atol=2e-6)
 
 
+def test_a_warm_up_with_compression_is_the_gradient():
+    # Without what earlier rows have left out, which the window alone is owed.
+    warm = 3
+    tx = scale_by_mfac(4, 0.2, warmup_steps=warm, compression=TopK(0.25, 6))
+    plain = scale_by_mfac(4, 0.2, compression=TopK(0.25, 6))
+    step, bare, state, other = (
+        jax.jit(tx.update),
+        jax.jit(plain.update),
+        *(t.init(jnp.zeros(12)) for t in (tx, plain)),
+    )
+    for i, g in enumerate(gradients(6, (12,))):
+        (u, state), (v, other) = step(g, state), bare(g, other)
+        np.testing.assert_array_equal(u, g if i < warm else v)
+        assert np.asarray(state.error).any()
+
+
 def test_a_window_of_one_percent_takes_a_fiftieth_of_the_memory():
     m, like = 8, jnp.zeros((64, 1600))
     shapes = jax.eval_shape(scale_by_mfac(m, compression=TopK(0.01, 1600)).init, like)

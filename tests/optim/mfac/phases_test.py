@@ -68,4 +68,4 @@ def test_the_updates_after_a_pruning_are_those_of_what_lives(compressed):
         np.testing.assert_allclose(flat(updates), expected, rtol=1e-3, atol=1e-4)
     is_state = lambda x: isinstance(x, MfacState)  # noqa: E731
     found = [x for x in jax.tree.leaves(opt, is_leaf=is_state) if is_state(x)]
-    assert int(found[0].window.count) == M
+    assert int(found[0].window.count) == 2 * M

@@ -228,6 +228,19 @@ def test_a_change_of_structure_starts_a_window_whose_gram_matrix_is_its_rows(pol
     np.testing.assert_allclose(window.gram, rows @ rows.T, rtol=1e-5)
 
 
+def test_a_window_that_begins_anew_warms_up_anew():
+    warm = 2
+    tx = in_cohorts(scale_by_mfac(m=3, damp=0.1, warmup_steps=warm))
+    _, state, _ = run(tx, 5)
+    params = PARAMS | {"kernel": jnp.ones((4, 5))}
+    state = carry(tx, state, Trained(PARAMS, PARAMS), Trained(params, params), "reset_converted")
+    assert len(state.states) == 2
+    _, _, seen = run(tx, 4, params=params, state=state)
+    for step, (updates, grads) in enumerate(zip(seen, gradients(4, like=params), strict=True)):
+        for name in PARAMS:
+            assert np.allclose(updates[name], grads[name], rtol=1e-6) == (step < warm)
+
+
 def test_errors_name_the_argument():
     init = lambda **kw: scale_by_mfac(**{"m": 2, **kw}).init(PARAMS)  # noqa: E731
     for match, settings in [

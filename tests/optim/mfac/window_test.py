@@ -73,7 +73,7 @@ def test_the_ring_keeps_the_last_m_in_any_order():
         dense = np.asarray(wrapped.rows)
         np.testing.assert_allclose(wrapped.gram, dense @ dense.T, rtol=0, atol=1e-14)
     assert int(wrapped.head) == 1
-    assert int(wrapped.count) == m
+    assert int(wrapped.count) == 3 * m + 1
 
 
 def test_the_inverse_is_symmetric_positive_and_at_most_one_over_the_damping():
