@@ -128,7 +128,10 @@ class Pde:
     def eval_sums(self, params: Any, batch: Batch) -> Metrics:
         """The metrics themselves: there is one batch."""
         params = self._whole(params)
-        found = self._metrics(gphm_terms(params, self._problem, self._cfg))
+        terms = gphm_terms(params, self._problem, self._cfg)
+        # 1 or 0. Of evaluations only: asked for in a step it would change how the step's sums are
+        # fused, by number of steps in a call, and runs would differ in their last digits.
+        found = self._metrics(terms) | {"ok": terms.ok.astype(terms.criterion.dtype)}
         if self._problem.exact is not None:
             exact = jnp.asarray(self._exact())
             gap = gphm_predict(params, self._problem.axes, self._test, self._cfg) - exact
@@ -175,8 +178,6 @@ class Pde:
             "boundary_gap": jnp.sqrt(terms.gap / n_b),
             "criterion": terms.criterion,
             "unsolved": terms.unsolved,
-            # 1 or 0, as metrics are numbers.
-            "ok": terms.ok.astype(terms.criterion.dtype),
         }
 
     def _exact(self) -> np.ndarray:

@@ -85,9 +85,10 @@ def test_a_run_is_float64_and_leaves_the_process_alone(tmp_path):
     names = {p.name for p in (tmp_path / "whole").iterdir()}
     assert {"solution.png", "spectrum.png"} <= names
     lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
-    assert all(np.isfinite(m["residual"]) and m["ok"] == 1 for m in lines if "loss" in m)
+    assert all(np.isfinite(m["residual"]) for m in lines if "loss" in m)
     # The step is chosen by the criterion, whatever the error there.
     evaluated = {m["step"]: m for m in lines if "trained/criterion" in m}
+    assert {m["trained/ok"] for m in evaluated.values()} == {1}
     least = min(evaluated, key=lambda step: evaluated[step]["trained/criterion"])
     assert summary["chosen"]["step"] == least
     assert summary["chosen"]["relative_l2"] == evaluated[least]["trained/relative_l2"]
