@@ -166,6 +166,9 @@ def _measured(m: dict[str, Any]) -> str:
     ]
     labels = {
         "peak_bytes": "peak resident memory",
+        "narrow_peak_bytes": "the same for an encoder an eighth as wide",
+        "beyond_bytes": "what the width takes beyond it",
+        "beyond_bound_bytes": "3 times what the models differ by, and what the Grams do",
         "bound_bytes": "3 models + Grams + idle process",
         "idle_bytes": "idle process with jax",
         "ready_bytes": "idle process with the command's imports and data",
@@ -173,6 +176,7 @@ def _measured(m: dict[str, Any]) -> str:
         "model_bytes": "the model",
         "gram_bytes": "the Grams",
     }
+    m = {**m, "beyond_bytes": m["peak_bytes"] - m["narrow_peak_bytes"]}
     rows += [[label, f"{m[key] / 2**20:.0f} MiB"] for key, label in labels.items()]
     return _table([f"`train.py --config={m['config']}`", ""], rows)
 

@@ -144,20 +144,34 @@ def _monotone(result: Any) -> str:
     return verdict(not wrong) + (f": {'; '.join(wrong)}" if wrong else "")
 
 
-def _resources(result: Any) -> str:
+def _seconds(result: Any) -> str:
     m = result["measured"]
-    mib = {k: m[k] / 2**20 for k in ("peak_bytes", "bound_bytes", "idle_bytes", "model_bytes")}
+    used = m["user_seconds"] + m["system_seconds"]
+    return f"{m['wall_seconds']:.0f} s ({used:.0f} s of processors; load before {m['load_before']})"
+
+
+def _beyond(measured: Any) -> int:
+    return measured["peak_bytes"] - measured["narrow_peak_bytes"]
+
+
+def _arrays(result: Any) -> str:
+    m = result["measured"]
+    peak, narrow, bound = (
+        m[f"{name}_bytes"] / 2**20 for name in ("peak", "narrow_peak", "beyond_bound")
+    )
     return (
-        f"{m['wall_seconds']:.0f} s ({m['user_seconds'] + m['system_seconds']:.0f} s of "
-        f"processors; load before {m['load_before']}); peak {mib['peak_bytes']:.0f} MiB, of which "
-        f"an idle process has {mib['idle_bytes']:.0f}; bound {mib['bound_bytes']:.0f} MiB"
+        f"peak {peak:.0f} MiB, {narrow:.0f} of an encoder an eighth as wide; difference "
+        f"{peak - narrow:.0f} MiB, bound {bound:.0f} MiB"
     )
 
 
-def _affordable(result: Any) -> str:
+def _process(result: Any) -> str:
     m = result["measured"]
-    time, memory = m["wall_seconds"] <= 180, m["peak_bytes"] <= m["bound_bytes"]
-    return f"time: {verdict(time)}; memory: {verdict(memory)}"
+    peak, idle, bound = (m[f"{name}_bytes"] / 2**20 for name in ("peak", "idle", "bound"))
+    return (
+        f"peak {peak:.0f} MiB, {idle:.0f} of it before anything is done; bound {bound:.0f} MiB. "
+        "The rest is programs, their compiler and what the allocator keeps"
+    )
 
 
 class _Open(Claim):
@@ -215,8 +229,21 @@ MINILM_CLAIMS = [
         "ours", COMMAND, NAME, _ranks, _monotone, ["ranks"],
     ),
     _Open(
-        "Compressing a sentence encoder end to end takes at most 180 s on 2 cores, and at its peak "
-        "at most 3 times the model, the Grams and an idle process",
-        "ours", f"{COMMAND} --measure", NAME, _resources, _affordable, ["measured"],
+        "Compressing a sentence encoder end to end takes at most 180 s on 2 cores",
+        "ours", f"{COMMAND} --measure", NAME, _seconds,
+        lambda r: verdict(r["measured"]["wall_seconds"] <= 180), ["measured"],
+    ),
+    _Open(
+        "It takes at most 3 times the model and the Grams of memory, by how much the peak grows "
+        "with the width of the encoder",
+        "ours", f"{COMMAND} --measure", NAME, _arrays,
+        lambda r: verdict(_beyond(r["measured"]) <= r["measured"]["beyond_bound_bytes"]),
+        ["measured"],
+    ),
+    _Open(
+        "The whole process takes at most 3 times the model, the Grams and an idle process",
+        "ours", f"{COMMAND} --measure", NAME, _process,
+        lambda r: verdict(r["measured"]["peak_bytes"] <= r["measured"]["bound_bytes"]),
+        ["measured"],
     ),
 ]  # fmt: skip

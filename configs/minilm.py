@@ -6,7 +6,7 @@ environment variable JAXLAB_MINILM names their folder.
 Claim: at seven tenths of the MLP's parameters, low rank fitted to a kernel's inputs (lord, centred)
   keeps a mean cosine at least 0.08 above ASVD and 0.15 above plain SVD.
 Command: python train.py --config=configs/minilm.py
-Wall time, 2 CPU cores: 163 s (1 run on a busy machine, by benchmarks/minilm.py --measure)
+Wall time, 2 CPU cores: 150 s (1 run on a busy machine, by benchmarks/minilm.py --measure)
 Wall time, one H100: not run
 Result: mean cosine 0.9419, with method=asvd 0.8354, with method=svd 0.7272 (draw 0, 512 held-out
   docstrings); 1.10x smaller on disk, most of which is the word table. All methods: docs/minilm.md

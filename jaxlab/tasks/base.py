@@ -27,7 +27,8 @@ class Task(Protocol):
     A task may have more, which `Run` looks for: `shown`, names of metrics that progress shows
     after the loss; `choice`, a `Quality` by which checkpoints and a step are chosen where the
     quality itself is nothing that a user would have; `figures(params)`, by name functions that
-    draw into a matplotlib figure, for the run folder.
+    draw into a matplotlib figure, for the run folder; `prepare()`, called before the parameters
+    are in memory, for what batches need of another model.
 
     Attributes:
       quality: the metric that checkpoints and reports are judged by.

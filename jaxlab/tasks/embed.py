@@ -69,6 +69,11 @@ class Embed(NetworkTask):
         self._temperature = temperature
         self.quality = Quality("mean_cosine" if teacher else "recall_at_10", "max")
 
+    def prepare(self) -> None:
+        """The teacher's embeddings, so that it is gone before there is a second model."""
+        if self._teacher:
+            _ = self._dense
+
     def batch(self, step: int) -> Batch:
         """The training batch of a step, with the teacher's embeddings of its docstrings."""
         batch = self._data.batch(step)
@@ -250,8 +255,9 @@ def bags_of_words(part: Batch, *, vocab_size: int) -> tuple[np.ndarray, np.ndarr
     table[sorted(everywhere)] = 0
 
     def bag(names: tuple[str, str]) -> np.ndarray:
-        ids, mask = (part[name] for name in names)
-        x = np.einsum("ntd,nt->nd", table[ids], mask.astype(np.float32))
+        # Text by text: the rows of all tokens of all texts are more than a model.
+        pairs = zip(*(part[name] for name in names), strict=True)
+        x = np.stack([mask.astype(np.float32) @ table[ids] for ids, mask in pairs])
         return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
     return bag(_TEXTS), bag(_CODES)

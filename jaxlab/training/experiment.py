@@ -69,8 +69,8 @@ class Experiment:
         self._check_calls()
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.dense = jax.eval_shape(self.task.init, key)
-        self._loaded = self._load() if config["init"] else None
-        start = self.dense if self._loaded is None else self._loaded
+        # Read for its shapes, which a compressed start has of its own, and let go.
+        start = self._load() if config["init"] else self.dense
         self.structures: list[TrainState] = [jax.eval_shape(self.init_state, start)]
         for phase in self.phases:
             restructured = jax.eval_shape(self.phase_fn(phase), self.structures[-1], key)
@@ -90,16 +90,10 @@ class Experiment:
             yield
 
     def initial_params(self) -> Any:
-        """Parameters before the first step and any phase: the caller's own, kept nowhere here."""
-        if not self.config["init"]:
-            return jax.jit(self.task.init)(stream(self.config["seed"], "init"))
-        loaded = self._loaded
-        self.release()
-        return self._load() if loaded is None else loaded
-
-    def release(self) -> None:
-        """Drops the parameters that `init` names, which a run that is continued never asks for."""
-        self._loaded = None
+        """Parameters before the first step and any phase."""
+        if self.config["init"]:
+            return self._load()
+        return jax.jit(self.task.init)(stream(self.config["seed"], "init"))
 
     def init_state(self, params: Any) -> TrainState:
         """The state before the first step and before any phase."""

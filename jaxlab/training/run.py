@@ -153,7 +153,9 @@ class Run:
             if step_fn is None:
                 self.traces.append(0)
                 shardings = experiment.shardings(state)
-                step_fn = compile_step(experiment.train_step, shardings, self.traces, at_once)
+                weight = experiment.task.calibration_weight
+                train_step = partial(experiment.train_step, weight=weight)
+                step_fn = compile_step(train_step, shardings, self.traces, at_once)
                 watch.pause()
             batch = experiment.batches(step, at_once)
             (state, metrics), self._measured = step_fn(state, batch), None
@@ -217,11 +219,13 @@ class Run:
         return final, {"trained": self._evaluate(now), "finalized": self._evaluate(final)}
 
     def _init(self) -> TrainState:
+        # A teacher is in memory only as long as ours is not.
+        if hasattr(self.experiment.task, "prepare"):
+            self.experiment.task.prepare()
         state = self.experiment.init_state(self.experiment.initial_params())
         return put_tree(state, self.experiment.shardings(state))
 
     def _restore(self, start: int, done: int, checkpoints: Checkpoints) -> TrainState:
-        self.experiment.release()
         shapes = self.experiment.structures[done]
         like = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
