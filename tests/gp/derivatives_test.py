@@ -129,9 +129,14 @@ def test_predictions_at_one_point_and_in_any_order():
     y = jnp.sin(jnp.asarray(AXIS, jnp.float32))
     params = gp_grid_init("matern32", (AXIS,), y)
     test = np.array([0.9, 1.1, 0.2])
-    whole = gp_grid_predict(params, "matern32", (AXIS,), y, (test,))
-    for i in range(3):
-        one = gp_grid_predict(params, "matern32", (AXIS,), y, (test[i : i + 1],))
+    parts = test, *(test[i : i + 1] for i in range(3))
+
+    @jax.jit
+    def predict(y):
+        return [gp_grid_predict(params, "matern32", (AXIS,), y, (part,)) for part in parts]
+
+    whole, *ones = predict(y)
+    for i, one in enumerate(ones):
         np.testing.assert_allclose(one.mean[0], whole.mean[i], rtol=1e-4)
     with pytest.raises(ValueError, match=r"axes_test\[0\]"):
         gp_grid_predict(params, "matern32", (AXIS,), y, (np.zeros((2, 2)),))

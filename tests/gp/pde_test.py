@@ -68,14 +68,24 @@ def by_dense_algebra(params, problem, cfg):
     return prior + cfg.boundary_weight * at_boundary + inside
 
 
+@pytest.fixture(scope="module")
+def density():
+    """The log joint of the plane problem and its gradient, compiled once for several tests."""
+    problem = plane()
+    return jax.jit(jax.value_and_grad(lambda p: gphm_log_joint(p, problem)))
+
+
 @pytest.mark.parametrize(("kernel", "exact_mean"), [("stm", False), ("stm", True), ("se", False)])
 def test_log_joint_and_gradient_are_those_of_dense_algebra(kernel, exact_mean):
     cfg = GPHMConfig(kernel=kernel, exact_mean=exact_mean, jitter=1e-2)
     problem, params = plane(), plane_params(kernel)
-    found, expected = (
-        jax.jit(jax.value_and_grad(lambda p, f=f: f(p, problem, cfg)))(params)
-        for f in (gphm_log_joint, by_dense_algebra)
-    )
+
+    @jax.jit
+    def both(params):
+        joints = gphm_log_joint, by_dense_algebra
+        return [jax.value_and_grad(lambda p, f=f: f(p, problem, cfg))(params) for f in joints]
+
+    found, expected = both(params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7 * abs(expected[0])),
         found,
@@ -90,40 +100,50 @@ def test_one_axis_three_axes_and_equal_axes_agree_with_their_products():
     parts = [gphm_init([x], 2, 2.0)["kernels"][0] for x in axes]
     us = [jnp.asarray(rng.normal(size=len(x))) for x in axes]
     how = {"envelope": "matern52", "jitter": 1e-3}
-    u = jnp.einsum("i,j,k->ijk", *us)
-    whole = grid_process(u, parts, axes, [(1, 2)], **how)
-    quads, halves = [], []
-    for u1, part, x in zip(us, parts, axes, strict=True):
-        one, none = (grid_process(v, [part], [x], [(0, 2)], **how) for v in (u1, 0 * u1))
-        quads.append(float(none.prior - one.prior))
-        halves.append(float(none.prior) / len(x))
+    u = np.einsum("i,j,k->ijk", *us)
+
+    @jax.jit
+    def process():
+        whole = grid_process(jnp.asarray(u), parts, axes, [(1, 2)], **how)
+        ones, nones = (
+            [
+                grid_process(scale * v, [part], [x], [(0, 2)], **how)
+                for v, part, x in zip(us, parts, axes, strict=True)
+            ]
+            for scale in (1.0, 0.0)
+        )
+        return whole, ones, nones
+
+    whole, ones, nones = process()
+    quads = [float(none.prior - one.prior) for one, none in zip(ones, nones, strict=True)]
+    halves = [float(none.prior) / len(x) for none, x in zip(nones, axes, strict=True)]
     expected = u.size * sum(halves) - 0.5 * np.prod([2 * q for q in quads])
     np.testing.assert_allclose(whole.prior, expected, rtol=1e-10)
-    one = grid_process(us[1], [parts[1]], [X], [(0, 2)], **how).derivatives[0, 2]
-    outer = jnp.einsum("i,j,k->ijk", us[0], one, us[2])
+    outer = np.einsum("i,j,k->ijk", us[0], ones[1].derivatives[0, 2], us[2])
     np.testing.assert_allclose(whole.derivatives[1, 2], outer, rtol=1e-8)
 
 
-def test_order_of_components_and_absent_ones_change_nothing():
+def test_order_of_components_and_absent_ones_change_nothing(density):
     problem, params = plane(), plane_params()
-    joint = jax.jit(lambda p: gphm_log_joint(p, problem))
+    joint = lambda p: density(p)[0]  # noqa: E731
     base = joint(params)
     turned = [jax.tree.map(lambda x: x[jnp.array([2, 0, 1])], k) for k in params["kernels"]]
     np.testing.assert_allclose(joint({**params, "kernels": turned}), base)
     fewer = [jax.tree.map(lambda x: x[:2], k) for k in params["kernels"]]
     absent = [{**k, "log_w": k["log_w"].at[2].set(-jnp.inf)} for k in params["kernels"]]
     two, three = ({**params, "kernels": k} for k in (fewer, absent))
-    np.testing.assert_allclose(joint(three), joint(two))
-    assert np.isfinite(jax.jit(jax.grad(joint))(three)["kernels"][0]["log_ls"]).all()
+    of_two = jax.jit(lambda p: gphm_log_joint(p, problem))
+    np.testing.assert_allclose(joint(three), of_two(two))
+    assert np.isfinite(density(three)[1]["kernels"][0]["log_ls"]).all()
 
 
 def test_scaled_weights_scale_determinant_and_quadratic_form():
     params, shift, how = plane_params(), 0.7, {"envelope": "matern52"}
     up = [{**k, "log_w": k["log_w"] + shift} for k in params["kernels"]]
     u = params["u"]
-    base, none = (grid_process(v, params["kernels"], [X, Y], [], jitter=1e-6, **how).prior
-                  for v in (u, 0 * u))  # fmt: skip
-    scaled = grid_process(u, up, [X, Y], [], jitter=1e-6 * np.exp(shift), **how).prior
+    prior = jax.jit(lambda u, k, jitter: grid_process(u, k, [X, Y], [], jitter=jitter, **how).prior)
+    base, none = (prior(v, params["kernels"], 1e-6) for v in (u, 0 * u))
+    scaled = prior(u, up, 1e-6 * np.exp(shift))
     expected = none - u.size * shift + np.exp(-2 * shift) * (base - none)
     np.testing.assert_allclose(scaled, expected, rtol=1e-9)
 
@@ -132,31 +152,39 @@ def test_derivative_of_a_wave_that_the_kernel_knows():
     x = np.linspace(0, np.pi, 200)
     part = {"log_w": jnp.zeros(1), "log_ls": jnp.full(1, -6.0), "freq": jnp.full(1, 50 / np.pi)}
     u = jnp.asarray(np.sin(100 * x))
-    found = grid_process(u, [part], [x], [(0, 2)], envelope="matern52", jitter=1e-6)
+    how = {"envelope": "matern52", "jitter": 1e-6}
+    found = jax.jit(lambda u: grid_process(u, [part], [x], [(0, 2)], **how))(u)
     inside = slice(10, -10)
     gap = np.linalg.norm(found.derivatives[0, 2][inside] + 1e4 * u[inside])
     assert gap <= 1e-4 * np.linalg.norm(1e4 * u[inside])
 
 
-@pytest.mark.parametrize(("jitter", "low", "high"), [(1e-8, 0.0, 1e-3), (1e-2, 3e-3, 1.0)])
-def test_exact_mean_and_shortcut_differ_by_the_jitter(jitter, low, high):
+def test_exact_mean_and_shortcut_differ_by_the_jitter():
     x = np.linspace(0, 1, 24)
     u = jnp.asarray(np.sin(3 * x)[:, None] * np.cos(4 * x)[None])
-    parts, how = gphm_init([x, x], 3, 2.0)["kernels"], {"envelope": "matern52", "jitter": jitter}
-    short, exact = (
-        grid_process(u, parts, [x, x], [(0, 2)], exact_mean=e, **how).derivatives[0, 2]
-        for e in (False, True)
-    )
-    gap = float(jnp.linalg.norm(short - exact) / jnp.linalg.norm(exact))
-    assert low <= gap <= high
+    parts = gphm_init([x, x], 3, 2.0)["kernels"]
+
+    @jax.jit
+    def slopes(jitter):
+        how = {"envelope": "matern52", "jitter": jitter}
+        return [
+            grid_process(u, parts, [x, x], [(0, 2)], exact_mean=e, **how).derivatives[0, 2]
+            for e in (False, True)
+        ]
+
+    for jitter, low, high in ((1e-8, 0.0, 1e-3), (1e-2, 3e-3, 1.0)):
+        short, exact = map(np.asarray, slopes(jitter))
+        gap = np.linalg.norm(short - exact) / np.linalg.norm(exact)
+        assert low <= gap <= high, jitter
 
 
 def test_prediction_at_the_points_is_the_values_up_to_jitter():
     params = plane_params()
-    found = gphm_predict(params, [X, Y], [X, Y], GPHMConfig(jitter=1e-10))
-    np.testing.assert_allclose(found, params["u"], atol=1e-6)
+    predict = jax.jit(lambda p: gphm_predict(p, [X, Y], [X, Y], GPHMConfig(jitter=1e-10)))
+    np.testing.assert_allclose(predict(params), params["u"], atol=1e-6)
     # Any points in any order.
-    few = gphm_predict(params, [X, Y], [X[[3, 1]], np.array([0.25])])
+    points = [X[[3, 1]], np.array([0.25])]
+    few = jax.eval_shape(lambda p: gphm_predict(p, [X, Y], points), params)
     assert few.shape == (2, 1)
 
 
@@ -191,16 +219,14 @@ def test_derivatives_are_finite_differences_of_the_prediction(kernel):
         assert gap < 1e-5, (axis, order, gap)
 
 
-def test_two_runs_are_bitwise_equal():
-    problem, params = plane(), plane_params()
-    step = jax.jit(jax.value_and_grad(lambda p: gphm_log_joint(p, problem)))
-    jax.tree.map(np.testing.assert_array_equal, step(params), step(params))
+def test_two_runs_are_bitwise_equal(density):
+    params = plane_params()
+    jax.tree.map(np.testing.assert_array_equal, density(params), density(params))
 
 
-def test_log_precisions_are_bounded():
-    problem, params = plane(), plane_params()
-    high = {**params, "log_v": jnp.asarray(1e3), "log_tau": jnp.asarray(1e3)}
-    found, slope = jax.jit(jax.value_and_grad(lambda p: gphm_log_joint(p, problem)))(high)
+def test_log_precisions_are_bounded(density):
+    high = {**plane_params(), "log_v": jnp.asarray(1e3), "log_tau": jnp.asarray(1e3)}
+    found, slope = density(high)
     assert np.isfinite(found)
     assert slope["log_v"] == slope["log_tau"] == 0
 
@@ -209,10 +235,11 @@ def test_a_covariance_that_is_not_positive_definite_is_flagged():
     problem, params, cfg = plane(), plane_params("se"), GPHMConfig(kernel="se")
     # So smooth and so large that rounding is more than the jitter.
     flat = {"log_w": jnp.full(3, 60.0), "log_ls": jnp.full(3, -6.0)}
-    terms = gphm_terms({**params, "kernels": [flat, flat]}, problem, cfg)
+    terms_of = jax.jit(lambda p: gphm_terms(p, problem, cfg))
+    terms = terms_of({**params, "kernels": [flat, flat]})
     assert not terms.ok
     assert np.isnan(terms.log_joint)
-    assert gphm_terms(params, problem, cfg).ok
+    assert terms_of(params).ok
 
 
 def test_masks_and_own_equations():

@@ -31,10 +31,17 @@ def test_derivatives_are_those_of_the_kernel(envelope, most, waves):
     def function(z):
         return spectral_kernel(part, z, envelope=envelope)
 
-    for order in range(1, most + 1):
-        function = jax.grad(function)
-        expected = jax.jit(jax.vmap(function))(z)
-        found = spectral_kernel(part, z, order, envelope=envelope)
+    @jax.jit
+    def both(z):
+        derivatives = [function]
+        for _ in range(most):
+            derivatives.append(jax.grad(derivatives[-1]))
+        return [
+            (spectral_kernel(part, z, order, envelope=envelope), jax.vmap(derivatives[order])(z))
+            for order in range(1, most + 1)
+        ]
+
+    for found, expected in both(z):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -68,11 +75,14 @@ def test_toeplitz_is_full_evaluation_with_the_same_gradient(order):
     def quick(part):
         return jnp.sum(scale * kernel_matrix(part, x, order))
 
-    part = components()
-    matrix = kernel_matrix(part, x, order)
-    np.testing.assert_allclose(matrix, cross_matrix(part, x, x, order), rtol=1e-9, atol=1e-9)
+    @jax.jit
+    def both(part):
+        slopes = jax.grad(whole)(part), jax.grad(quick)(part)
+        return kernel_matrix(part, x, order), cross_matrix(part, x, x, order), *slopes
+
+    matrix, full, a, b = both(components())
+    np.testing.assert_allclose(matrix, full, rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(matrix, (-1) ** order * matrix.T)
-    a, b = jax.jit(jax.grad(whole))(part), jax.jit(jax.grad(quick))(part)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), a, b)
 
 
@@ -86,13 +96,20 @@ def test_uneven_points_are_evaluated_one_by_one():
 
 def test_covariances_are_positive_semidefinite():
     x = np.linspace(0, 1, 40)
-    for envelope, _ in CASES:
-        values = np.linalg.eigvalsh(np.asarray(kernel_matrix(components(), x, envelope=envelope)))
+
+    @jax.jit
+    def matrices(part):
+        return [
+            [kernel_matrix(part, x, order, envelope=e) for order in (0, 2) if order <= most]
+            for e, most in CASES
+        ]
+
+    for value, *second in matrices(components()):
+        values = np.linalg.eigvalsh(np.asarray(value))
         assert values.min() > -1e-13 * values.max()
         # A second derivative of the kernel is minus the covariance of the derivative.
-        if envelope != "matern12":
-            second = np.asarray(kernel_matrix(components(), x, 2, envelope=envelope))
-            values = np.linalg.eigvalsh(-second)
+        for matrix in second:
+            values = np.linalg.eigvalsh(-np.asarray(matrix))
             assert values.min() > -1e-10 * values.max()
 
 

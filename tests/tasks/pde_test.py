@@ -63,6 +63,12 @@ def train(folder, **changes):
     return Run(Experiment(config(folder, **changes))).train()
 
 
+def draw_nothing(monkeypatch):
+    """For runs whose figures nobody looks at: they take as long as compiling the step."""
+    for name in ("plot_curves", "save_figures"):
+        monkeypatch.setattr(f"jaxlab.training.run.{name}", lambda *given: None)
+
+
 def contents(folder):
     return [(folder / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors")]
 
@@ -73,7 +79,7 @@ SECOND = {
 }
 
 
-def test_a_run_is_float64_and_leaves_the_process_alone(tmp_path):
+def test_a_run_is_float64_and_leaves_the_process_alone(tmp_path, monkeypatch):
     summary = train(tmp_path / "whole", **SECOND)
     assert jax.numpy.zeros(()).dtype == np.float32
     assert summary["compilations"] == [1, 1]
@@ -96,6 +102,7 @@ def test_a_run_is_float64_and_leaves_the_process_alone(tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "8")
     (tmp_path / "broken" / "model.safetensors").unlink()
+    draw_nothing(monkeypatch)
     train(tmp_path / "broken", **SECOND)
     assert contents(tmp_path / "whole") == contents(tmp_path / "broken")
 
@@ -116,7 +123,8 @@ def test_a_covariance_that_is_not_positive_definite_ends_the_run(tmp_path):
         task.eval_metrics(found)
 
 
-def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
+def test_several_steps_in_one_call_are_the_same_steps(tmp_path, monkeypatch):
+    draw_nothing(monkeypatch)
     for count in (1, 4):
         train(tmp_path / str(count), steps_per_call=count)
     one, four = (contents(tmp_path / str(count)) for count in (1, 4))
