@@ -19,10 +19,11 @@ class Statistics(NamedTuple):
       init: trained parameters -> taps, a tree of zeros.
       attach: (all parameters, taps) -> parameters with which the model computes the same, and
         whose gradient with respect to the taps is the statistics: sums over the rows of a batch.
+        Where the batch has padding, `weight` is a third, named argument: what rows count.
     """
 
     init: Callable[[Any], Any]
-    attach: Callable[[Any, Any], Any]
+    attach: Callable[..., Any]
 
 
 class Observing(optax.GradientTransformationExtraArgs):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlab.core.collect import WeightFn
 from jaxlab.core.lifecycle import advance, at, supports, weight_decays
 from jaxlab.core.trainable import combine, partition_like
 from jaxlab.optim.chain import hold_moments
@@ -17,7 +18,8 @@ from jaxlab.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
-StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+# (state, batch), and by name `weight`: see `make_train_step`.
+StepFn = Callable[..., tuple[TrainState, Metrics]]
 
 
 def stream(seed: int, purpose: Literal["init", "phases", "steps"]) -> jax.Array:
@@ -62,22 +64,31 @@ def make_train_step(
       diagnostics: whether the metrics include what matrices report of each step.
 
     Returns:
-      A function (state, batch) -> (new state, metrics "loss", "grad_norm" and the task's own).
+      A function (state, batch, weight=None) -> (new state, metrics "loss", "grad_norm" and the
+      task's own). `weight` is a function of a batch, or of a part of it: what its rows or tokens
+      count in the statistics that the optimizer wants, of a shape that layers' inputs begin with,
+      0 for padding. A scalar, and None, count all alike.
     """
     wanted = statistics_of(tx)
 
-    def loss_of(trainable, taps, frozen, progress, batch, key):
+    def loss_of(trainable, taps, frozen, progress, batch, key, weight):
         params = at(combine(trainable, frozen), progress)
-        return loss_fn(params if wanted is None else wanted.attach(params, taps), batch, key)
+        if wanted is not None:
+            each = jnp.ones(()) if weight is None else weight(batch)
+            # With weights, the windows of convolutions are written down: not for all alike.
+            params = wanted.attach(params, taps, **({"weight": each} if jnp.ndim(each) else {}))
+        return loss_fn(params, batch, key)
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Any, weight: WeightFn | None = None
+    ) -> tuple[TrainState, Metrics]:
         progress = state.step / steps
         key = jax.random.fold_in(stream(seed, "steps"), state.step)
         taps = {} if wanted is None else wanted.init(state.trainable)
 
         def gradients(part, key):
             grad_fn = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-            given = state.trainable, taps, state.frozen, progress, part, key
+            given = state.trainable, taps, state.frozen, progress, part, key, weight
             (loss, metrics), (grads, stats) = grad_fn(*given)
             return grads, stats, {**metrics, "loss": loss}
 

@@ -15,9 +15,17 @@ import optax
 from jaxlab.core import registry
 from jaxlab.core.match import leaf_paths, path_str
 from jaxlab.optim.from_optax import Mask
+from jaxlab.optim.mkor.checks import check_positive, check_share
 from jaxlab.optim.mkor.factors import check_rescale, rescaled
 from jaxlab.optim.mkor.inner import UNTOLD, followed_by_name
-from jaxlab.optim.mkor.taps import Spec, attach_taps, init_taps, second_order, stats_to_vectors
+from jaxlab.optim.mkor.taps import (
+    Spec,
+    attach_taps,
+    init_taps,
+    is_part,
+    second_order,
+    stats_to_vectors,
+)
 from jaxlab.optim.observing import Observing, Statistics
 
 
@@ -55,13 +63,13 @@ def scale_by_eva(
       ValueError: an argument is out of its range.
     """
     check_rescale(rescale)
-    for name, value in (("decay", decay), ("damping", damping)):
-        if isinstance(value, int | float) and not (value > 0 and (name == "damping" or value < 1)):
-            raise ValueError(f"eva: {name}={value} must be above 0, and decay below 1")
+    check_share("decay", decay, owner="eva")
+    check_positive("damping", damping, owner="eva")
+    check_positive("clip", clip, owner="eva")
 
     def init(params) -> EvaState:
         zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
-        layers = second_order(params, spec)
+        layers = second_order(params, spec, strict=not is_part(params))
         averages = {
             path: (zeros(*layer.stack, layer.rows), zeros(*layer.stack, layer.columns))
             for path, layer in layers.items()
@@ -80,6 +88,7 @@ def scale_by_eva(
                 )
         vectors = stats_to_vectors({path: (stats or {})[path] for path in state.averages}, clip)
         leaves, new, averages, counts = leaf_paths(updates), {}, {}, {}
+        layers = second_order(updates, spec) if vectors else {}
         for path, (a, g, good) in vectors.items():
             old = state.averages[path]
             now = (decay * x + (1 - decay) * v for x, v in zip(old, (a, g), strict=True))
@@ -90,12 +99,13 @@ def scale_by_eva(
             seen = jnp.maximum(counts[path], 1).astype(jnp.float32)
             whole = 1 - jnp.asarray(decay, jnp.float32) ** seen
             a, g = (x / whole[..., None] for x in pair)
-            m = leaves[path].reshape(*a.shape, g.shape[-1]).astype(jnp.float32)
+            array = layers[path].array
+            m = leaves[array].reshape(*a.shape, g.shape[-1]).astype(jnp.float32)
             inner = jnp.einsum("...n,...no,...o->...", a, m, g, precision="highest")
             size = jnp.sum(a * a, -1) * jnp.sum(g * g, -1)
             share = (inner / (damping + size))[..., None, None]
             p = (m - share * a[..., :, None] * g[..., None, :]) / damping
-            new[path] = rescaled(p, m, rescale)
+            new[array] = rescaled(p, m, rescale)
 
         def put(path, x):
             return new.get(path_str(path), x).reshape(x.shape).astype(x.dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
+from jaxlab.optim.mkor.checks import check_share
 
 Update = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -34,11 +35,15 @@ def sherman_morrison(
     Returns:
       (..., n, n), in the dtype of `j`, computed in float32 or better.
 
+    Raises:
+      ValueError: `mode` is unknown, or `gamma` is known and out of its range.
+
     >>> [round(sherman_morrison(jnp.full((1, 1), 2.0), jnp.ones(1), mode=m, gamma=0.9).item(), 4)
     ...  for m in ("interp", "ema", "paper")]
     [0.6552, 1.8182, 2.2185]
     """
     check_update(mode)
+    check_share("gamma", gamma)
     dtype = accumulator(j.dtype)
     return UPDATES[mode](j.astype(dtype), v.astype(dtype), jnp.asarray(gamma, dtype)).astype(
         j.dtype

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlab.optim.mkor.checks import check_finite, check_share, check_whole
+
 
 class Hybrid(NamedTuple):
     """When to fall back, for good.
@@ -19,7 +21,7 @@ class Hybrid(NamedTuple):
       patience: steps with an update of the factors that count in a row.
       min_steps: before which none counts.
       fast: decay of one average.
-      slow: decay of the other.
+      slow: decay of the other, above that of the first.
     """
 
     tau: float = 1e-3
@@ -28,11 +30,25 @@ class Hybrid(NamedTuple):
     fast: float = 0.9
     slow: float = 0.99
 
+    def check(self) -> None:
+        """Raises a ValueError for numbers that make no rule.
+
+        >>> Hybrid().check()
+        """
+        check_finite("hybrid.tau", self.tau)
+        check_whole("hybrid.patience", self.patience, 1)
+        check_whole("hybrid.min_steps", self.min_steps, 0)
+        for name in ("fast", "slow"):
+            check_share(f"hybrid.{name}", getattr(self, name), zero=True)
+        if not self.fast < self.slow:
+            raise ValueError(f"mkor: hybrid.fast={self.fast} must be below slow={self.slow}")
+
 
 class HybridState(NamedTuple):
     """The averages, steps in a row without improvement, and whether the switch was made.
 
-    seen: finite losses so far.
+    seen: finite losses so far. switched_at: int32, the step, counted from 0, that was the first
+    without factors; -1 before.
     """
 
     loss_fast: jax.Array
@@ -40,13 +56,14 @@ class HybridState(NamedTuple):
     seen: jax.Array
     patience: jax.Array
     switched: jax.Array
+    switched_at: jax.Array
 
 
 def hybrid_init() -> HybridState:
     """Before the first loss."""
     # An array for each, as a training step donates them: none may be there twice.
     dtypes = (jnp.float32, jnp.float32, jnp.int32, jnp.int32, bool)
-    return HybridState(*(jnp.zeros((), dtype) for dtype in dtypes))
+    return HybridState(*(jnp.zeros((), dtype) for dtype in dtypes), jnp.full((), -1, jnp.int32))
 
 
 def hybrid_step(
@@ -64,8 +81,8 @@ def hybrid_step(
     >>> state = hybrid_init()
     >>> for count in range(3):
     ...     state = hybrid_step(state, jnp.float32(1), count, True, Hybrid(patience=2, min_steps=1))
-    >>> bool(state.switched)
-    True
+    >>> bool(state.switched), int(state.switched_at)
+    (True, 2)
     """
     value = jnp.asarray(value, jnp.float32)
     finite = jnp.isfinite(value)
@@ -84,4 +101,6 @@ def hybrid_step(
     patience = jnp.where(counts, state.patience + 1, 0)
     patience = jnp.where(finite & due, patience, state.patience)
     switched = state.switched | (patience >= how.patience)
-    return HybridState(averages[0], averages[1], seen, patience, switched)
+    now = switched & ~state.switched
+    switched_at = jnp.where(now, jnp.asarray(count, jnp.int32), state.switched_at)
+    return HybridState(averages[0], averages[1], seen, patience, switched, switched_at)

@@ -200,7 +200,10 @@ def _plus(y: jax.Array, b: jax.Array | None) -> jax.Array:
 
 @matrix()
 class Tapped(Wrapped):
-    """Another matrix or array, whose rows' sums leave the model as the gradient of `tap`."""
+    """Another matrix or array, whose rows' sums leave the model as the gradient of `tap`.
+
+    weight: of the rows, of a shape that the inputs' begins with; None is 1.
+    """
 
     tap: Tap
     weight: jax.Array | None
@@ -208,7 +211,11 @@ class Tapped(Wrapped):
     def rmatmul(self, x: jax.Array) -> jax.Array:
         """`x @ base`, tapped."""
         # An array multiplies as it would without a tap, in whatever dtype that gives.
-        base = self.base
+        base, weight = self.base, self.weight
+        if weight is not None and weight.shape != x.shape[:-1][: weight.ndim]:
+            raise ValueError(
+                f"mkor: a weight of rows of {weight.shape} does not fit a layer's input, {x.shape}"
+            )
         y = matmul(x, base) if isinstance(base, Matrix) else x @ base
         return tap(x, y, *self.tap, self.weight)
 

@@ -1,11 +1,12 @@
 """Taps of a model: which of its kernels have one, and the statistics that come out."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxlab.core.collect import replaced
 from jaxlab.core.lifecycle import matrices
@@ -14,11 +15,15 @@ from jaxlab.optim.mkor.tapped import Tap, Tapped
 
 
 class Layer(NamedTuple):
-    """How the array of a kernel is read: `stack` layers of `rows` inputs and `columns` outputs."""
+    """How the array of a kernel is read: `stack` layers of `rows` inputs and `columns` outputs.
+
+    array: the path of that array: the kernel's own, or that of its dense master.
+    """
 
     stack: tuple[int, ...]
     rows: int
     columns: int
+    array: str
 
 
 # A pattern of paths; or one with the numbers of input and of output axes, the last of an array.
@@ -28,36 +33,40 @@ Spec = Sequence[str | tuple[str, int, int]]
 def second_order(
     params: Any, spec: Spec | None = None, *, strict: bool = False
 ) -> dict[str, Layer]:
-    """By path, the arrays that a model multiplies its rows with.
+    """By path, the kernels that a model multiplies its rows with.
+
+    A kernel is an array, or a matrix with a dense master (N:M, sparse) under its own path: so it
+    stays the same kernel when a phase prunes it.
 
     Args:
       params: tree of arrays and matrices.
-      spec: patterns of whole paths of arrays (..., n, o); or (pattern, axes of the input, axes of
+      spec: patterns of whole paths of kernels (..., n, o); or (pattern, axes of the input, axes of
         the output) for others: (".*/kernel", 3, 1) is a convolution of two dimensions. None is
-        every array that is named `kernel`, and the factors of matrices that are arrays.
+        every kernel that is named `kernel`, and the factors of matrices.
       strict: whether a pattern that matches nothing is an error.
 
     Raises:
       ValueError: a pattern matches no such array, or one of too few axes.
+
+    >>> second_order({"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
+    {'up/kernel': Layer(stack=(), rows=2, columns=3, array='up/kernel')}
     """
     arrays = {
         path: x
         for path, x in leaf_paths(params).items()
         if x.ndim >= 2 and jnp.issubdtype(x.dtype, jnp.floating)
     }
+    masters = _masters(params, arrays)
+    array_of = {masters.get(path, path): path for path in arrays}
     if spec is None:
-        factors = {
-            f"{path}/{name}" if path else name
-            for path, w in matrices(params).items()
-            for name in w.factors
-        }
-        axes = {p: (1, 1) for p in arrays if p.split("/")[-1] == "kernel" or p in factors}
+        factors = {_join(path, n) for path, w in matrices(params).items() for n in w.factors}
+        axes = {p: (1, 1) for p in array_of if p.split("/")[-1] == "kernel" or p in factors}
     else:
         rules = [(r, (1, 1)) if isinstance(r, str) else (r[0], (r[1], r[2])) for r in spec]
-        axes = first_match(rules, arrays, owner="mkor.spec", strict=strict)
+        axes = first_match(rules, array_of, owner="mkor.spec", strict=strict)
     found = {}
     for path, (inputs, outputs) in axes.items():
-        shape = arrays[path].shape
+        shape = arrays[array_of[path]].shape
         if len(shape) < inputs + outputs:
             raise ValueError(
                 f"mkor.spec: {path!r} of shape {shape} has no {inputs} input and {outputs} output "
@@ -65,8 +74,40 @@ def second_order(
             )
         stack = len(shape) - inputs - outputs
         rows, columns = shape[stack : stack + inputs], shape[stack + inputs :]
-        found[path] = Layer(shape[:stack], math.prod(rows), math.prod(columns))
+        found[path] = Layer(shape[:stack], math.prod(rows), math.prod(columns), array_of[path])
     return found
+
+
+def is_part(params: Any) -> bool:
+    """Whether leaves are left out of a tree, as cohorts, frozen leaves and `optax.masked` do it.
+
+    What a pattern is to match may then be in the other part, and `strict` would be wrong.
+    """
+    is_hole = lambda x: x is None or isinstance(x, optax.MaskedNode)  # noqa: E731
+    return any(map(is_hole, jax.tree.leaves(params, is_leaf=is_hole)))
+
+
+def _masters(params: Any, arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Path of every dense master among the arrays -> path of the matrix that multiplies with it."""
+    found = {}
+    for path, w in matrices(params).items():
+        whole = [_join(path, name) for name, axes in w.axes.items() if axes == ("in", "out")]
+        whole = [p for p in whole if p in arrays]
+        # A packed matrix stores fewer entries, whose gradient is not that of a kernel.
+        if w.dense_product and len(whole) == 1 and _shape(w) == arrays[whole[0]].shape:
+            found[whole[0]] = path
+    return found
+
+
+def _shape(w: Any) -> tuple[int, ...] | None:
+    try:
+        return w.shape
+    except AttributeError:  # that of a child which is not trained, and so not here
+        return None
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
 
 
 def init_taps(params: Any, spec: Spec | None = None) -> dict[str, Tap]:
@@ -83,11 +124,11 @@ def init_taps(params: Any, spec: Spec | None = None) -> dict[str, Tap]:
 
 
 def attach_taps(params: Any, taps: dict[str, Tap], *, weight: jax.Array | None = None) -> Any:
-    """Puts a matrix that is tapped in the place of every array that has a tap.
+    """Puts a matrix that is tapped in the place of every kernel that has a tap.
 
     Args:
       params: tree of arrays and matrices, multiplied with `@`.
-      taps: of `init_taps`; those of arrays that are not there are left out.
+      taps: of `init_taps`; those of kernels that are not there are left out.
       weight: what rows count, of the shape of the first axes of every layer's input: 0 for
         padding. Of the inputs only: a loss that leaves rows out has no gradient there.
 

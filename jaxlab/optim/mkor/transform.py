@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -19,6 +18,7 @@ from jaxlab.core import registry
 from jaxlab.core.match import leaf_paths, path_str
 from jaxlab.core.matrix import accumulator
 from jaxlab.optim.from_optax import Mask
+from jaxlab.optim.mkor.checks import check_positive, check_share, check_whole
 from jaxlab.optim.mkor.factors import (
     LIMITS,
     check_rescale,
@@ -35,6 +35,7 @@ from jaxlab.optim.mkor.taps import (
     Spec,
     attach_taps,
     init_taps,
+    is_part,
     second_order,
     stats_to_vectors,
 )
@@ -98,7 +99,8 @@ def scale_by_mkor(
       clip: largest absolute value of an entry of a mean.
       factor_dtype: that factors are stored in; updates are computed in float32 or better.
       spec: which parameters are kernels, as of `second_order`; None is all that are named so, and
-        the factors of matrices.
+        the factors of matrices. A pattern must match, unless some leaves are left out of the tree
+        (`optax.masked`, a cohort): the other part may have what it is for.
       hybrid: when to fall back to the inner optimizer alone; None is never.
       max_dim: a wider side of a kernel keeps the identity.
 
@@ -120,21 +122,16 @@ def scale_by_mkor(
     check_rescale(rescale)
     if not jnp.issubdtype(factor_dtype, jnp.floating):
         raise ValueError(f"mkor: factor_dtype={factor_dtype!r} must be floating; nearest: float32")
-    for name, value in (("gamma", gamma), ("zeta", zeta)):
-        if isinstance(value, int | float | np.floating) and not 0 < value < 1:
-            raise ValueError(f"mkor: {name}={value} must be in (0, 1)")
-    for name, value, least in (
-        ("update_every", update_every, 1),
-        ("warmup_steps", warmup_steps, 0),
-        ("max_dim", max_dim, 1),
-    ):
-        if not isinstance(value, int | float):
-            continue  # traced
-        if isinstance(value, bool) or value != int(value) or value < least:
-            raise ValueError(f"mkor: {name}={value} must be {least} or more, and whole")
-    for name, value in (("clip", clip), ("eps", eps)):
-        if isinstance(value, int | float) and value <= 0:
-            raise ValueError(f"mkor: {name}={value} must be positive")
+    check_share("gamma", gamma)
+    check_share("zeta", zeta)
+    check_whole("update_every", update_every, 1)
+    check_whole("warmup_steps", warmup_steps, 0)
+    check_whole("max_dim", max_dim, 1)
+    check_positive("clip", clip)
+    if eps is not None:
+        check_positive("eps", eps)
+    if hybrid is not None:
+        hybrid.check()
     limit = LIMITS[factor_update] if eps is None else eps
 
     def identity(stack: tuple[int, ...], n: int) -> jax.Array | None:
@@ -145,7 +142,7 @@ def scale_by_mkor(
     def init(params) -> MkorState:
         _check_real(params)
         leaves, factors = leaf_paths(params), {}
-        for path, layer in second_order(params, spec).items():
+        for path, layer in second_order(params, spec, strict=not is_part(params)).items():
             rows = layer.rows + (_bias_of(path, layer, leaves) is not None)
             sides = (identity(layer.stack, n) for n in (rows, layer.columns))
             factors[path] = Factors(*sides)
@@ -290,7 +287,7 @@ def _preconditioned(updates: Any, factors: dict[str, Factors], spec: Any, rescal
     layers = second_order(updates, spec) if factors else {}
     for path, (ja, jg) in factors.items():
         layer = layers[path]
-        m = leaves[path].reshape(*layer.stack, layer.rows, layer.columns)
+        m = leaves[layer.array].reshape(*layer.stack, layer.rows, layer.columns)
         beside = _bias_of(path, layer, leaves)
         if beside is not None:
             bias = leaves[beside].reshape(*layer.stack, 1, layer.columns)
@@ -298,7 +295,7 @@ def _preconditioned(updates: Any, factors: dict[str, Factors], spec: Any, rescal
             both = accumulator(jnp.promote_types(m.dtype, bias.dtype))
             m = jnp.concatenate([m.astype(both), bias.astype(both)], axis=-2)
         p = precondition(m, ja, jg, rescale, bias=beside is not None)
-        new[path] = p[..., : layer.rows, :]
+        new[layer.array] = p[..., : layer.rows, :]
         if beside is not None:
             new[beside] = p[..., -1, :]
 

@@ -34,7 +34,7 @@ def test_everything_is_that_of_the_dense_inverse(m, d, method):
         x = np.random.default_rng(1).standard_normal(d)
         found = static_ihvp(f, jnp.asarray(x))
         np.testing.assert_allclose(found, expected @ x, rtol=1e-12, atol=1e-12 * scale)
-        np.testing.assert_allclose(static_diag(f), np.diag(expected), rtol=1e-9)
+        np.testing.assert_allclose(static_diag(f), np.diag(expected), rtol=1e-12)
         last = d - 1
         for pair in ((0, 0), (0, last), (last, 0)):
             np.testing.assert_allclose(static_element(f, *pair), expected[pair], atol=1e-12 * scale)
@@ -49,7 +49,7 @@ def test_it_inverts_and_is_symmetric_with_eigenvalues_below_one_over_the_damping
         f = static_factor(jnp.asarray(g), damp)
         inverse = np.asarray(jax.vmap(lambda x: static_ihvp(f, x))(jnp.eye(20)))
     fisher = damp * np.eye(20) + g.T @ g / 8
-    np.testing.assert_allclose(inverse @ fisher, np.eye(20), atol=1e-11)
+    np.testing.assert_allclose(inverse @ fisher, np.eye(20), atol=1e-12 / damp)
     np.testing.assert_allclose(inverse, inverse.T, atol=1e-12 / damp)
     values = np.linalg.eigvalsh(inverse)
     assert values.min() > 0
@@ -60,10 +60,10 @@ def test_both_methods_give_the_same_factor_and_row_order_does_not_matter():
     g = gradients(6, 15)
     with jax.enable_x64(True):
         one, two = (static_factor(jnp.asarray(g), 0.1, method=m) for m in ("cholesky", "recursion"))
-        np.testing.assert_allclose(one.z, two.z, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(one.z, two.z, rtol=0, atol=1e-12)
         turned = static_factor(jnp.asarray(g[::-1]), 0.1)
         x = jnp.arange(15.0)
-        np.testing.assert_allclose(static_ihvp(one, x), static_ihvp(turned, x), rtol=1e-10)
+        np.testing.assert_allclose(static_ihvp(one, x), static_ihvp(turned, x), rtol=1e-12)
 
 
 def test_hand_case():

@@ -1,7 +1,10 @@
 """The window on two devices: placed like its parameters, and only m numbers are exchanged."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +106,40 @@ def test_devices_that_split_the_batch_split_the_window():
     assert_close(actual, expected, 1e-6)
     assert_close(opt, last, 1e-6)
     assert opt.window.rows["up"].addressable_shards[0].data.shape == (M, 6, 2)
+
+
+EIGHT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxlab.optim.mfac import scale_by_mfac
+from jaxlab.training.sharding import make_mesh
+
+tx, split = scale_by_mfac(4, 0.1), NamedSharding(make_mesh(1, 8), PartitionSpec("model"))
+one, eight = tx.init(jnp.zeros((16, 3))), tx.init(jnp.zeros((16, 3)))
+rows = jax.device_put(eight.window.rows, NamedSharding(split.mesh, PartitionSpec(None, "model")))
+eight = eight._replace(window=eight.window._replace(rows=rows))
+step = jax.jit(tx.update)
+for g in np.random.default_rng(0).normal(size=(6, 16, 3)).astype(np.float32):
+    (u, one), (v, eight) = step(g, one), step(jax.device_put(g, split), eight)
+    np.testing.assert_allclose(v, u, rtol=1e-5, atol=1e-6)
+print(len(v.sharding.device_set), eight.window.rows.addressable_shards[0].data.shape)
+"""
+
+
+def test_eight_devices_agree_with_one():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT],
+        env={
+            **os.environ,
+            "XLA_FLAGS": flags,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "8 (4, 2, 3)\n", done.stderr
 
 
 @pytest.mark.parametrize("checks", [True, False])

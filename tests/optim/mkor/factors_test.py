@@ -1,13 +1,22 @@
 """Inverse factors: the three updates, the stabiliser, the product with a gradient."""
 
-import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from sklearn.datasets import load_digits
 
-from jaxlab.optim.mkor import precondition, sherman_morrison, stabilise
+from jaxlab.optim.mkor import (
+    init_taps,
+    precondition,
+    scale_by_mkor,
+    sherman_morrison,
+    stabilise,
+    value_grad_stats,
+)
 
 GAMMA = 0.9
 UPDATE = jax.jit(sherman_morrison, static_argnames="mode")
@@ -37,6 +46,18 @@ def test_updates_are_inverses(n):
         np.testing.assert_allclose(by_ema, np.asarray(j) / GAMMA, rtol=1e-12)
 
 
+def test_a_gamma_near_1_forgets_nothing_and_others_are_refused():
+    with jax.enable_x64(True):
+        j = UPDATE(jnp.eye(3), jnp.asarray(draw(0, 3)), gamma=GAMMA)
+        v, gamma = jnp.asarray(draw(1, 3)), 1 - 1e-14
+        np.testing.assert_allclose(UPDATE(j, jnp.zeros(3), gamma=gamma), j, rtol=1e-12, atol=1e-13)
+        expected = np.linalg.inv(np.linalg.inv(j) + np.outer(v, v))
+        np.testing.assert_allclose(UPDATE(j, v, gamma=gamma), expected, rtol=1e-11, atol=1e-12)
+    for gamma in (0, 1.0, 1.5, -0.1, np.nan, np.float64(1), jnp.float32(1)):
+        with pytest.raises(ValueError, match=r"mkor: gamma=.* must be in \(0, 1\)"):
+            sherman_morrison(jnp.eye(2), jnp.ones(2), gamma=gamma)
+
+
 def test_scalars_of_the_three_formulas():
     with jax.enable_x64(True):
         j, v = jnp.full((1, 1), 2.0), jnp.ones(1)
@@ -58,20 +79,40 @@ def test_interpolated_factors_stay_between_0_and_1():
     assert values[-1] <= 1 + 1e-6
 
 
-def test_bfloat16_factors_point_where_float32_ones_do():
-    a, g = np.float32(draw(0, 17)), np.float32(draw(1, 12))
-    noisy = a + np.float32(0.3 * draw(2, 200, 17)), 0.05 * (g + np.float32(0.3 * draw(3, 200, 12)))
-    m = np.float32(3 * np.outer(a, g) + draw(4, 17, 12))
+def test_bfloat16_factors_point_where_float32_ones_do_on_digits():
+    """After 200 updates of a run, the same gradient by factors of the same statistics."""
+    data = load_digits()
+    x, y = jnp.asarray(data.data / 16, jnp.float32), jnp.asarray(data.target)
+    sizes, keys = [64, 64, 64, 10], jax.random.split(jax.random.key(0), 4)
+    params = {
+        str(i): {"kernel": jax.random.normal(keys[i], (n, o)) / n**0.5, "bias": jnp.zeros(o)}
+        for i, (n, o) in enumerate(itertools.pairwise(sizes))
+    }
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def direction(dtype, vectors):
-        start = jnp.eye(17, dtype=dtype), jnp.eye(12, dtype=dtype)
-        step = lambda factors, v: (tuple(map(sherman_morrison, factors, v)), None)  # noqa: E731
-        return precondition(m, *jax.lax.scan(step, start, vectors)[0])
+    def loss(params, rows):
+        h = x[rows]
+        for i in range(3):
+            h = jax.nn.relu(h) if i else h
+            h = h @ params[str(i)]["kernel"] + params[str(i)]["bias"][None]
+        return -jnp.mean(jax.nn.log_softmax(h)[jnp.arange(64), y[rows]])
 
-    one, other = (np.asarray(direction(d, noisy)) for d in (jnp.float32, jnp.bfloat16))
-    cosine = np.sum(one * other) / np.linalg.norm(one) / np.linalg.norm(other)
-    assert cosine > 0.999
+    wide, narrow = (scale_by_mkor(update_every=1, factor_dtype=d) for d in ("float32", "bfloat16"))
+    inner = optax.sgd(0.1, momentum=0.9)
+
+    def step(carried, rows):
+        params, state, other, opt = carried
+        _, grads, stats = value_grad_stats(loss)(params, init_taps(params), rows)
+        p, state = wide.update(grads, state, stats=stats)
+        q, other = narrow.update(grads, other, stats=stats)
+        updates, opt = inner.update(p, opt)
+        return (optax.apply_updates(params, updates), state, other, opt), (p, q)
+
+    start = params, wide.init(params), narrow.init(params), inner.init(params)
+    batches = jax.random.randint(keys[3], (200, 64), 0, len(y))
+    _, both = jax.jit(lambda *a: jax.lax.scan(step, *a))(start, batches)
+    for i in range(3):
+        p, q = (np.asarray(u[str(i)]["kernel"][-1], np.float64).ravel() for u in both)
+        assert p @ q / np.linalg.norm(p) / np.linalg.norm(q) >= 0.999
 
 
 def test_stacks_are_updated_one_by_one():

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import jaxlab
+from jaxlab.core.lifecycle import at
+from jaxlab.core.trainable import combine, partition, trainable_mask
 from jaxlab.methods.low_rank import LowRank
 from jaxlab.optim.mkor import (
     Tap,
     attach_taps,
     init_taps,
+    second_order,
     stats_to_vectors,
     unused,
     value_grad_stats,
@@ -130,6 +134,36 @@ def test_factors_of_matrices_and_what_is_not_multiplied():
     np.testing.assert_array_equal(vectors["unused/kernel"][0], np.zeros(2))
 
 
+@pytest.mark.parametrize("name", ["sparse", "nm", "dense"])
+def test_a_kernel_with_a_dense_master_is_tapped_by_its_own_path(name):
+    how = {"sparse": {"sparsity": 0.5}, "nm": {"n": 1, "m": 3}, "dense": {}}[name]
+    params = jaxlab.compress(PARAMS, [("up/kernel", name, how)])
+    child = "array" if name == "dense" else "weight"
+    taps = init_taps(params)
+    assert sorted(taps) == ["down/kernel", "up/kernel"]
+    assert second_order(params, ["up/.*"])["up/kernel"].array == f"up/kernel/{child}"
+    trainable, frozen = partition(params, trainable_mask(params, ()))
+
+    def loss(trainable, taps):
+        now = at(combine(trainable, frozen), jnp.float32(0.5))
+        return loss_fn(attach_taps(now, taps) if taps else now, X)
+
+    # What is not trained is left out, and the paths are the same.
+    assert sorted(init_taps(trainable)) == sorted(taps)
+    grads, stats = jax.jit(jax.grad(loss, (0, 1)))(trainable, taps)
+    chex.assert_trees_all_equal(grads, jax.jit(jax.grad(loss))(trainable, {}))
+    close(stats["up/kernel"].a, jnp.append(X.reshape(-1, 3).sum(0), 30.0))
+    close(stats["up/kernel"].g, grads["up"]["bias"])
+
+
+def test_packed_values_are_no_kernel():
+    params = jaxlab.compress(
+        {"kernel": normal(0, 8, 4), "bias": jnp.ones(4)},
+        [("kernel", "nm_packed", {"n": 2, "m": 4})],
+    )
+    assert init_taps(params) == init_taps(partition(params, trainable_mask(params, ()))[0]) == {}
+
+
 def test_padding_is_left_out():
     mask = jnp.asarray([[1.0, 1.0, 0.0, 0.0, 0.0]] * 6)
 
@@ -143,6 +177,8 @@ def test_padding_is_left_out():
     masked = lambda params, x, mask: jnp.sum(model(params, x) * mask[..., None])  # noqa: E731
     step = jax.jit(value_grad_stats(masked, weight=lambda x, mask: mask))
     close(step(PARAMS, init_taps(PARAMS), X, mask)[2]["up/kernel"].a, want)
+    with pytest.raises(ValueError, match=r"weight of rows of \(6, 4\) does not fit .*\(6, 5, 3\)"):
+        step(PARAMS, init_taps(PARAMS), X, mask[:, :4])
 
 
 def test_means_are_clipped_and_infinities_skipped():

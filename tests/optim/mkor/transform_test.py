@@ -171,6 +171,7 @@ def test_the_hybrid_falls_back_for_good(value, switches):
             first = step if first is None else first
             same(updates, grads)
             same(state.factors, before.factors)
+        assert int(state.hybrid.switched_at) == (-1 if first is None else first)
     assert first == switches
     _, after = update(state, np.float32(np.nan))
     same(after.hybrid, state.hybrid)
@@ -205,11 +206,43 @@ def test_what_it_wants_is_said():
         ({"update_every": 0}, "update_every=0 must be 1 or more"),
         ({"factor_update": "exact"}, "factor_update='exact'"),
         ({"rescale": "norm"}, "rescale='norm'"),
+        ({"update_every": np.int64(0)}, "update_every=0 must be 1 or more"),
+        ({"update_every": np.float32(1.5)}, "update_every=1.5 must be 1 or more, and whole"),
+        ({"warmup_steps": True}, "warmup_steps=True must be 0 or more"),
+        ({"max_dim": np.int64(0)}, "max_dim=0 must be 1 or more"),
+        ({"gamma": np.nan}, "gamma=nan must be in"),
+        ({"zeta": jnp.float32(1)}, "zeta=1.0 must be in"),
+        ({"eps": np.nan}, "eps=nan must be positive"),
+        ({"eps": np.float32(0)}, "eps=0.0 must be positive"),
+        ({"clip": np.nan}, "clip=nan must be positive"),
+        ({"hybrid": Hybrid(patience=0)}, "hybrid.patience=0 must be 1 or more"),
+        ({"hybrid": Hybrid(min_steps=-1)}, "hybrid.min_steps=-1 must be 0 or more"),
+        ({"hybrid": Hybrid(tau=np.nan)}, "hybrid.tau=nan must be a finite number"),
+        ({"hybrid": Hybrid(slow=1.0)}, r"hybrid.slow=1.0 must be in \[0, 1\)"),
+        ({"hybrid": Hybrid(fast=0.99)}, "hybrid.fast=0.99 must be below slow=0.99"),
     ],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         scale_by_mkor(**settings)
+
+
+@pytest.mark.parametrize("rule", [scale_by_mkor, scale_by_eva])
+def test_kernels_that_are_not_there(rule):
+    tx = rule(spec=["up/kernl"])
+    with pytest.raises(ValueError, match="'up/kernl' matches no path; .*did you mean 'up/kernel'"):
+        tx.init(PARAMS)
+    # A part of the parameters need not have them: the rest may.
+    everything = jax.tree.map(lambda _: False, PARAMS)
+    for part in ({**PARAMS, "up": None}, {**PARAMS, "scale": None}):
+        tx.init(part)
+    optax.masked(tx, everything).init(PARAMS)
+
+
+@pytest.mark.parametrize("settings", [{"decay": np.float64(1)}, {"damping": np.nan}, {"clip": 0}])
+def test_bad_settings_of_eva(settings):
+    with pytest.raises(ValueError, match=f"eva: {next(iter(settings))}="):
+        scale_by_eva(**settings)
 
 
 def test_parameters_must_be_floating():
