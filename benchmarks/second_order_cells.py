@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.config import base_config
+from jaxlab.optim.mkor.hybrid import HybridState
 from jaxlab.training.experiment import Experiment, build_task
 from jaxlab.training.loop import stream
 
@@ -173,7 +174,8 @@ def run(made: Program, *, rate: float, seed: int) -> dict[str, Any]:
 
     Returns:
       "held_out", the held-out loss after every launch, "trained", the mean training loss of each,
-      "seconds" of each and the last launch's "metrics".
+      "seconds" of each and the last launch's "metrics"; of a hybrid optimizer "switched_at", the
+      step that was the first without factors, or None if there was none.
     """
     data, state, scale = made.model.data, made.start(seed), jnp.float32(rate)
     batches = data.batches[seed]
@@ -195,7 +197,16 @@ def run(made: Program, *, rate: float, seed: int) -> dict[str, Any]:
         "trained": [_number(x) for x in trained],
         "seconds": [round(s, 6) for s in seconds],
         "metrics": {k: _number(v) for k, v in metrics.items()},
+        **switches(state.opt),
     }
+
+
+def switches(opt: Any) -> dict[str, int | None]:
+    """When an optimizer fell back to first order, of those whose state says it."""
+    is_hybrid = lambda x: isinstance(x, HybridState)  # noqa: E731
+    found = [x for x in jax.tree.leaves(opt, is_leaf=is_hybrid) if is_hybrid(x)]
+    steps = [int(x.switched_at) if x.switched else None for x in found]
+    return {"switched_at": steps[0]} if steps else {}
 
 
 def _number(x: float) -> float | None:

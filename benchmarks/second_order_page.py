@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from claim import machine, spread, stored
+from claim import ROOT, machine, spread, stored
 from numerics_page import table
 from publish_second_order import (
     BASE,
@@ -27,9 +27,11 @@ from publish_second_order import (
     target,
     tried,
 )
+from second_order_methods import METHODS
 
 FIRST_ORDER = ("SGD-momentum", "Adam", "AdamW", "LAMB", "Muon")
 _GRID = "M-FAC grid damp "
+_CURVES = "second_order.png"
 
 
 def second_order_page() -> str:
@@ -37,12 +39,12 @@ def second_order_page() -> str:
     parts = [part for record in stored(DIGITS) for part in _digits(record)]
     parts += [part for record in stored(LARGE) for part in _races(record)]
     # Tables and headings are lines of their own, and stay.
-    return "\n\n".join(p if p[0] in "|#" else _wrapped(p) for p in parts) or "Not run."
+    return "\n\n".join(p if p[0] in "|#!" else _wrapped(p) for p in parts) or "Not run."
 
 
 def _digits(record: dict[str, Any]) -> list[str]:
     result = record["result"]
-    parts = ["## Digits", f"Machine: {machine(record)}."]
+    parts = ["## Digits", f"Machine: {machine(record)}.{_versions(record)}"]
     for inputs, about in INPUTS.items():
         labels = _labels(result, inputs)
         rows = [_digits_row(result, inputs, label) for label in labels if _GRID not in label]
@@ -85,6 +87,9 @@ def _grid_row(result: Any, label: str) -> list[str]:
 
 def _races(record: dict[str, Any]) -> list[str]:
     result, parts = record["result"], []
+    if (ROOT / "docs" / _CURVES).exists():
+        words = "Mean held-out loss of the seeds by steps and by seconds; dotted, the target"
+        parts += ["## Races", f"![{words}]({_CURVES})"]
     for model, title in MODELS.items():
         if not runs_of(result, model, BASE):
             continue
@@ -95,15 +100,55 @@ def _races(record: dict[str, Any]) -> list[str]:
             "optimizer", "best rate of", "held-out loss at the end", "steps", "of AdamW's",
             "ms a step", "seconds", "of AdamW's", "seeds that reach it",
         ]  # fmt: skip
+        windows = (_window_words(label, about["steps"]) for label in _labels(result, model))
         parts += [
-            f"## {title[0].upper()}{title[1:]}",
+            f"### {title[0].upper()}{title[1:]}",
             f"{about['parameters'] / 1e6:.2f} million parameters, {about['steps']} steps of "
             f"{about['batch_size']}, held-out loss every {about['every']}. The target is "
             f"{loss:.4f}, the largest loss that a seed of the tuned {BASE} ends with. Steps and "
-            f"seconds are means of the seeds that reach it. Machine: {machine(record)}.",
+            f"seconds are means of the seeds that reach it. No run goes on beyond the "
+            f"{about['steps']} steps of {BASE}'s: a row without steps is censored there, and says "
+            f"no more than that it takes longer. {' '.join(windows).strip()}",
+            f"Machine: {machine(record)}.{_versions(record)}",
             table(head, rows),
+            _switch_words(result, model),
         ]
-    return parts
+    return [part for part in parts if part]
+
+
+def _window_words(label: str, steps: int) -> str:
+    """What is to be known of a window of gradients that a run does not fill."""
+    optim = METHODS[label].optim if label in METHODS else {}
+    if optim.get("m", 0) <= steps:
+        return ""
+    return (
+        f"{label}: the window never fills in {steps} steps, and the sum over it is divided by "
+        f"{optim['m']} throughout; the damping is fixed at {optim['damp']:g}."
+    )
+
+
+def _switch_words(result: Any, model: str) -> str:
+    """When hybrids fell back, as far as it was stored."""
+    labels = [x for x in _labels(result, model) if x in METHODS and METHODS[x].optim.get("hybrid")]
+    found = []
+    for label in labels:
+        runs = runs_of(result, model, label)
+        steps = [c["switched_at"] for c in runs if "switched_at" in c]
+        said = ", ".join("not at all" if step is None else f"at step {step}" for step in steps)
+        by_seed = f"fell back, by seed: {said}" if len(steps) == len(runs) else None
+        unknown = "the stored runs do not say whether and when it fell back"
+        found.append(f"{label}: {by_seed or unknown}.")
+    return " ".join(found)
+
+
+def _versions(record: dict[str, Any]) -> str:
+    """What a record says of the software beyond `machine`, and what it does not."""
+    versions = record["versions"]
+    return (
+        f" Also optax {versions['optax']}, numpy {versions['numpy']}, Python {record['python']}. "
+        "Versions are those of the call that stored last; the record names no revision of this "
+        "library."
+    )
 
 
 def _race_row(result: Any, model: str, label: str, loss: float) -> list[str]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlab.optim.chain import make_optimizer
+from jaxlab.optim.mkor import Hybrid, scale_by_mkor
 
 ROOT = Path(__file__).parents[1]
 MODEL = "decoder"
@@ -105,6 +106,43 @@ def test_a_third_of_the_better_loss_in_every_seed(module):
     assert "not" in claim.verdict({"cells": cells})
     cells[read.key_of("pixels", "MKOR", 0.1, 1)]["train_loss"] = None
     assert "not" in claim.verdict({"cells": cells})
+
+
+def test_the_page_says_what_a_race_leaves_open(module):
+    page = module("second_order_page")
+    curves = {
+        (label, 0.1, seed): [3.0, 2.0, 1.0 + seed]
+        for label in ("AdamW", "MKOR-H", "M-FAC m=128", "M-FAC m=512")
+        for seed in range(2)
+    }
+    result = race(curves)
+    result["models"][MODEL] |= {"steps": 290, "parameters": 1e6, "batch_size": 8}
+    versions = dict.fromkeys(("jax", "flax", "optax", "numpy"), "1")
+    record = {"device": "cpu", "processors": 2, "python": "3", "versions": versions}
+    words = " ".join(" ".join(page._races({**record, "result": result})).split())
+    assert "M-FAC m=512: the window never fills in 290 steps" in words
+    assert "M-FAC m=128:" not in words
+    assert "censored" in words
+    assert "(second_order.png)" in words
+    assert "names no revision" in words
+    assert "MKOR-H: the stored runs do not say" in words
+    for seed, step in enumerate((120, None)):
+        result["cells"][f"{MODEL} MKOR-H, rate 0.1, seed {seed}"]["switched_at"] = step
+    assert page._switch_words(result, MODEL) == (
+        "MKOR-H: fell back, by seed: at step 120, not at all."
+    )
+
+
+def test_a_hybrid_says_when_it_switched(module):
+    cells, hybrid = module("second_order_cells"), Hybrid(patience=2, min_steps=1)
+    for how, expected in ((hybrid, {"switched_at": 2}), (None, {})):
+        tx = scale_by_mkor(hybrid=how, update_every=1)
+        state = tx.init({"scale": jnp.ones(1)})
+        for _ in range(4):
+            _, state = tx.update({"scale": jnp.ones(1)}, state, stats={}, value=jnp.float32(1))
+        assert cells.switches((state, ())) == expected
+    fresh = scale_by_mkor(hybrid=hybrid).init({"scale": jnp.ones(1)})
+    assert cells.switches(fresh) == {"switched_at": None}
 
 
 def test_every_section_is_one_of_an_optimizer(module):

@@ -62,8 +62,9 @@ class HybridState(NamedTuple):
 def hybrid_init() -> HybridState:
     """Before the first loss."""
     # An array for each, as a training step donates them: none may be there twice.
-    dtypes = (jnp.float32, jnp.float32, jnp.int32, jnp.int32, bool)
-    return HybridState(*(jnp.zeros((), dtype) for dtype in dtypes), jnp.full((), -1, jnp.int32))
+    dtypes = (jnp.float32, jnp.float32, jnp.int32, jnp.int32, bool, jnp.int32)
+    values = (0, 0, 0, 0, False, -1)
+    return HybridState(*(jnp.full((), v, d) for v, d in zip(values, dtypes, strict=True)))
 
 
 def hybrid_step(
