@@ -52,3 +52,11 @@ class TextData(Data, Protocol):
 
     vocab_size: int
     seq_len: int
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text, int32 (T,)."""
+        ...
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of tokens."""
+        ...

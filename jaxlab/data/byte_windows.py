@@ -102,6 +102,14 @@ class ByteWindows:
             tokens = self._windows(self._held_out, rows * self.seq_len)
             yield {"tokens": tokens, "weight": weight}
 
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text: its bytes in UTF-8, int32 (T,)."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of tokens; bytes that are no UTF-8 are shown as such."""
+        return bytes(np.asarray(tokens, np.uint8)).decode(errors="backslashreplace")
+
     def _windows(self, content: np.ndarray, starts: np.ndarray) -> np.ndarray:
         return content[starts[:, None] + np.arange(self.seq_len + 1)].astype(np.int32)
 

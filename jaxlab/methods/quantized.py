@@ -88,8 +88,8 @@ class Quantized(Matrix):
     """`to_dense()` is the integers of `words` times `scale`.
 
     words: uint16, (..., d_out, words), integers along the input, planar
-    (`jaxlab.kernels.packing`) in blocks of `width` words, in this version of the `layout`; scale: in
-    the dtype of the dense matrix, (..., groups, d_out), for consecutive inputs. The integers are
+    (`jaxlab.kernels.packing`) in blocks of `width` words, in this version of the `layout`; scale:
+    in the dtype of the dense matrix, (..., groups, d_out), for consecutive inputs. The integers are
     fixed; the scales are floating and are trained unless a freeze pattern names them.
     """
 

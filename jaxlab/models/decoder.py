@@ -15,6 +15,7 @@ from flax import nnx
 
 from jaxlab.core.registry import check_arguments, register
 from jaxlab.models.checks import check_divides, check_positive, compute_dtype
+from jaxlab.models.generation import Cache
 from jaxlab.models.layers import Embed, Initializer, Linear, attention, normalize, residual_init
 from jaxlab.models.rotary import RopeScaling, rotary
 
@@ -48,15 +49,31 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, d_model) to the same."""
-        positions = jnp.arange(x.shape[1])
+        q, k, v = self._heads(x, jnp.arange(x.shape[1]))
+        y = attention(q, k, v, causal=True, implementation=self.implementation)
+        return self.out(y.reshape(x.shape))
+
+    def extend(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The same of tokens that follow `length` others, and keys and values with theirs."""
+        positions = length + jnp.arange(x.shape[1])
+        q, k, v = self._heads(x, positions)
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype), length, 1)
+        values = jax.lax.dynamic_update_slice_in_dim(values, v.astype(values.dtype), length, 1)
+        seen = jnp.arange(keys.shape[1])[None, None, :] <= positions[None, :, None]
+        # The fused kernel is for long sequences, and one query has none.
+        y = attention(q, keys, values, causal=False, mask=seen)
+        return self.out(y.reshape(x.shape)), keys, values
+
+    def _heads(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v = (
             layer(x).reshape(*x.shape[:-1], -1, self.d_head) for layer in (self.q, self.k, self.v)
         )
         q, k = (
             rotary(y, positions, theta=self.rope_theta, scaling=self.rope_scaling) for y in (q, k)
         )
-        y = attention(q, k, v, causal=True, implementation=self.implementation)
-        return self.out(y.reshape(x.shape))
+        return q, k, v
 
 
 class SwiGLU(nnx.Module):
@@ -88,6 +105,14 @@ class Layer(nnx.Module):
         """(B, T, d_model) to the same."""
         x = x + self.attn(normalize(self.attn_norm, x))
         return x + self.mlp(normalize(self.mlp_norm, x))
+
+    def extend(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The same behind `length` other tokens, whose keys and values are there."""
+        y, keys, values = self.attn.extend(normalize(self.attn_norm, x), keys, values, length)
+        x = x + y
+        return x + self.mlp(normalize(self.mlp_norm, x)), keys, values
 
 
 class Decoder(nnx.Module):
@@ -151,7 +176,48 @@ class Decoder(nnx.Module):
                 f"decoder: {tokens.shape[1]} tokens are more than seq_len={self.seq_len}; "
                 f"nearest: {self.seq_len}"
             )
-        x = self._through_layers(self.embed(tokens))
+        return self._logits(self._through_layers(self.embed(tokens)))
+
+    def empty_cache(self, batch: int, room: int) -> Cache:
+        """A cache of no tokens for `batch` texts, with room for so many of each."""
+        layers = [self.layers] if isinstance(self.layers, Layer) else self.layers
+        attn = layers[0].attn
+        # Of shapes alone: a kernel may be a matrix, and a stack of them.
+        d_kv = attn.k.kernel.get_value().shape[-1]
+        shape = (batch, room, d_kv // attn.d_head, attn.d_head)
+        dtype = self.embed.dtype
+        if isinstance(self.layers, Layer):
+            depth = self.layers.attn.k.kernel.get_value().shape[0]
+            keys, values = (jnp.zeros((depth, *shape), dtype) for _ in range(2))
+        else:
+            keys, values = ([jnp.zeros(shape, dtype) for _ in layers] for _ in range(2))
+        return Cache(keys, values, jnp.zeros((), jnp.int32))
+
+    def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Reads tokens (B, T) behind those of the cache, which must have room for them.
+
+        Returns:
+          Float32 logits (B, vocab_size) of the token behind the last, and the cache with theirs.
+        """
+        x, length = self.embed(tokens), cache.length
+        if isinstance(self.layers, Layer):
+            graph, stack = nnx.split(self.layers)
+
+            def step(x: jax.Array, each: Any) -> tuple[jax.Array, Any]:
+                layer, keys, values = each
+                x, keys, values = nnx.merge(graph, layer).extend(x, keys, values, length)
+                return x, (keys, values)
+
+            x, (keys, values) = jax.lax.scan(step, x, (stack, cache.keys, cache.values))
+        else:
+            keys, values = [], []
+            for layer, k, v in zip(self.layers, cache.keys, cache.values, strict=True):
+                x, k, v = layer.extend(x, k, v, length)
+                keys.append(k)
+                values.append(v)
+        return self._logits(x[:, -1]), Cache(keys, values, length + tokens.shape[1])
+
+    def _logits(self, x: jax.Array) -> jax.Array:
         x = normalize(self.final_norm, x)
         logits = self.embed.attend(x) if self.head is None else self.head(x)
         return logits.astype(jnp.float32)

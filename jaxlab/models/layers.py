@@ -130,16 +130,19 @@ class Embed(nnx.Module):
         return matmul(x.astype(self.dtype), _kernel(self.embedding).T)
 
 
-def normalize(norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def normalize(norm: nnx.LayerNorm | nnx.RMSNorm | nnx.GroupNorm, x: jax.Array) -> jax.Array:
     """`norm(x)` computed in float32, of x's dtype: how models call `nnx.LayerNorm` and its kin.
 
-    Their own `dtype` argument promotes implicitly, which strict promotion refuses.
+    Their own `dtype` argument promotes implicitly, which strict promotion refuses, as it does
+    parameters of a checkpoint in bfloat16.
 
     >>> x = jnp.ones((2, 4), jnp.bfloat16)
     >>> normalize(nnx.RMSNorm(4, rngs=nnx.Rngs(0)), x).dtype
     dtype(bfloat16)
     """
-    return norm(x.astype(jnp.float32)).astype(x.dtype)
+    graph, state = nnx.split(norm)
+    wide = nnx.merge(graph, jax.tree.map(lambda p: p.astype(jnp.float32), state))
+    return wide(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def attention(
@@ -158,8 +161,9 @@ def attention(
       k: (B, S, K, H), where K divides N.
       v: (B, S, K, H).
       causal: whether position t sees positions up to t only.
-      mask: (B, S) booleans, which keys may be seen; None is all of them. A query that sees no key
-        gets a mean of all values, finite and of no meaning.
+      mask: booleans, which keys may be seen: (B, S) by all queries, or (B, T, S), where B may be 1.
+        None is all of them. A query that sees no key gets a mean of all values, finite and of no
+        meaning.
       implementation: "xla" computes in float32, anywhere; "cudnn" is the fused kernel of recent
         NVIDIA GPUs, for bfloat16 and float16 only.
 
@@ -170,8 +174,8 @@ def attention(
     >>> attention(q, kv, kv, causal=True).shape
     (1, 5, 4, 8)
     """
-    # Every head and every query sees the same keys.
-    where = None if mask is None else mask[:, None, None, :]
+    # Every head sees the same keys.
+    where = None if mask is None else mask[:, None] if mask.ndim == 3 else mask[:, None, None]
     if implementation != "xla":
         return jax.nn.dot_product_attention(
             q, k, v, mask=where, is_causal=causal, implementation=implementation

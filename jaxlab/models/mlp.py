@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxlab.core.registry import register, suggest
 from jaxlab.models.checks import check_positive, compute_dtype
-from jaxlab.models.layers import Linear
+from jaxlab.models.layers import Initializer, Linear, fan_in_init
 
 # Of jax.nn, those that act on each entry by itself.
 # fmt: off
@@ -21,6 +21,14 @@ _ACTIVATIONS = (
     "softplus", "squareplus", "swish", "tanh",
 )
 # fmt: on
+
+# Of kernels, all with a variance that falls with the fan-in: 1 / fan_in keeps a linear layer's
+# scale, 2 / fan_in that of a layer behind a ReLU (K. He et al., "Delving deep into rectifiers",
+# 2015).
+_INITS: dict[str, Initializer] = {
+    "lecun_normal": fan_in_init,
+    "he_normal": nnx.initializers.he_normal(),
+}
 
 
 class MLP(nnx.Module):
@@ -32,13 +40,15 @@ class MLP(nnx.Module):
         activation: Callable[[jax.Array], jax.Array],
         *,
         dtype: Any = jnp.float32,
+        kernel_init: Initializer = fan_in_init,
         rngs: nnx.Rngs,
     ):
         """Layers between consecutive `widths`; the last one is the head, without activation."""
         *hidden, head = itertools.pairwise(widths)
+        how = {"dtype": dtype, "kernel_init": kernel_init, "rngs": rngs}
         self.activation = activation
-        self.layers = nnx.List([Linear(*shape, dtype=dtype, rngs=rngs) for shape in hidden])
-        self.head = Linear(*head, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List([Linear(*shape, **how) for shape in hidden])
+        self.head = Linear(*head, **how)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) to float32 logits (B, num_classes)."""
@@ -57,6 +67,7 @@ def mlp(
     hidden: tuple[int, ...] = (256, 256),
     activation: str = "relu",
     dtype: str = "float32",
+    init: str = "lecun_normal",
 ) -> MLP:
     """A multi-layer perceptron on flattened images.
 
@@ -67,9 +78,10 @@ def mlp(
       hidden: widths of the hidden layers; () gives a linear classifier.
       activation: name of an elementwise function of `jax.nn`.
       dtype: of the activations, "float32" or "bfloat16".
+      init: of all kernels, "lecun_normal" (variance 1 / fan_in) or "he_normal" (2 / fan_in).
 
     Raises:
-      ValueError: a width is not positive, or `activation` or `dtype` is unknown.
+      ValueError: a width is not positive, or `activation`, `dtype` or `init` is unknown.
 
     >>> def logits(images):
     ...     return mlp(image_shape=(8, 8, 1), num_classes=10, rngs=nnx.Rngs(0))(images)
@@ -84,10 +96,13 @@ def mlp(
             f"mlp: activation={activation!r} is not an elementwise function of jax.nn; "
             f"{suggest(activation, _ACTIVATIONS)}"
         )
+    if init not in _INITS:
+        raise ValueError(f"mlp: init={init!r} is unknown; {suggest(init, _INITS)}")
     check_positive("mlp", num_classes=num_classes)
     return MLP(
         (math.prod(image_shape), *hidden, num_classes),
         getattr(jax.nn, activation),
         dtype=compute_dtype("mlp", dtype),
+        kernel_init=_INITS[init],
         rngs=rngs,
     )

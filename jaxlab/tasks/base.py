@@ -88,6 +88,11 @@ class Network:
         # The key is made inside: outside, making it would compile.
         self._graph, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
 
+    @property
+    def graph(self) -> nnx.GraphDef:
+        """The model without its parameters, as `nnx.merge` takes it."""
+        return self._graph
+
     def init(self, key: jax.Array) -> Any:
         """Parameters as nested dicts of arrays."""
         return nnx.to_pure_dict(nnx.state(self._make(key)))

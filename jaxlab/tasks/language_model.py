@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab.core import registry
+from jaxlab.data.base import TextData
 from jaxlab.tasks.base import Batch, Metrics, NetworkTask, Quality
 
 
@@ -22,6 +23,11 @@ class LanguageModel(NetworkTask):
 
     quality = Quality("bits_per_byte", "min")
     context = ("vocab_size", "seq_len")
+
+    @property
+    def text(self) -> TextData:
+        """The data, which turn texts into tokens and back."""
+        return self._data
 
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean cross-entropy in nats, and the same in bits per byte."""
