@@ -151,6 +151,7 @@ class Experiment:
             ema=self.config["ema"],
             rate=self.rate,
             diagnostics=self.config["log"]["diagnostics"],
+            weight=self.task.calibration_weight,
         )
 
     @property

@@ -18,8 +18,7 @@ from jaxlab.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
-# (state, batch), and by name `weight`: see `make_train_step`.
-StepFn = Callable[..., tuple[TrainState, Metrics]]
+StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def stream(seed: int, purpose: Literal["init", "phases", "steps"]) -> jax.Array:
@@ -44,6 +43,7 @@ def make_train_step(
     ema: float = 0.0,
     rate: optax.Schedule | None = None,
     diagnostics: bool = False,
+    weight: WeightFn | None = None,
 ) -> StepFn:
     """The step as a pure function of (state, batch).
 
@@ -62,16 +62,16 @@ def make_train_step(
       ema: decay of the running average, for a state that keeps one.
       rate: the learning rate as a function of the step, to be reported among the metrics.
       diagnostics: whether the metrics include what matrices report of each step.
+      weight: of a batch, or of a part of it: what its rows or tokens count in the statistics that
+        the optimizer wants, of a shape that layers' inputs begin with, 0 for padding. A scalar, and
+        None, count all alike.
 
     Returns:
-      A function (state, batch, weight=None) -> (new state, metrics "loss", "grad_norm" and the
-      task's own). `weight` is a function of a batch, or of a part of it: what its rows or tokens
-      count in the statistics that the optimizer wants, of a shape that layers' inputs begin with,
-      0 for padding. A scalar, and None, count all alike.
+      A function (state, batch) -> (new state, metrics "loss", "grad_norm" and the task's own).
     """
     wanted = statistics_of(tx)
 
-    def loss_of(trainable, taps, frozen, progress, batch, key, weight):
+    def loss_of(trainable, taps, frozen, progress, batch, key):
         params = at(combine(trainable, frozen), progress)
         if wanted is not None:
             each = jnp.ones(()) if weight is None else weight(batch)
@@ -79,16 +79,14 @@ def make_train_step(
             params = wanted.attach(params, taps, **({"weight": each} if jnp.ndim(each) else {}))
         return loss_fn(params, batch, key)
 
-    def train_step(
-        state: TrainState, batch: Any, weight: WeightFn | None = None
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         progress = state.step / steps
         key = jax.random.fold_in(stream(seed, "steps"), state.step)
         taps = {} if wanted is None else wanted.init(state.trainable)
 
         def gradients(part, key):
             grad_fn = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-            given = state.trainable, taps, state.frozen, progress, part, key, weight
+            given = state.trainable, taps, state.frozen, progress, part, key
             (loss, metrics), (grads, stats) = grad_fn(*given)
             return grads, stats, {**metrics, "loss": loss}
 

@@ -153,9 +153,7 @@ class Run:
             if step_fn is None:
                 self.traces.append(0)
                 shardings = experiment.shardings(state)
-                weight = experiment.task.calibration_weight
-                train_step = partial(experiment.train_step, weight=weight)
-                step_fn = compile_step(train_step, shardings, self.traces, at_once)
+                step_fn = compile_step(experiment.train_step, shardings, self.traces, at_once)
                 watch.pause()
             batch = experiment.batches(step, at_once)
             (state, metrics), self._measured = step_fn(state, batch), None

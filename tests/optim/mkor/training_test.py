@@ -45,9 +45,9 @@ def optimizer(name):
 
 
 def trained(tx, state, steps, padding=0.0, weight=None, accumulate=1):
-    step = jax.jit(make_train_step(loss_fn, tx, steps=10, accumulate=accumulate), static_argnums=2)
+    step = jax.jit(make_train_step(loss_fn, tx, steps=10, accumulate=accumulate, weight=weight))
     for i in range(steps):
-        state, _ = step(state, batch(i, padding), weight)
+        state, _ = step(state, batch(i, padding))
     return state
 
 
