@@ -112,7 +112,13 @@ def gram_init(d: int, *, stack: tuple[int, ...] = (), dtype: Any = jnp.float32) 
     return Gram(*zeros)
 
 
-def gram_update(gram: Gram, x: jax.Array, weight: jax.Array | None = None) -> Gram:
+def gram_update(
+    gram: Gram,
+    x: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    mask: jax.Array | None = None,
+) -> Gram:
     """The statistics with further vectors.
 
     Args:
@@ -120,29 +126,29 @@ def gram_update(gram: Gram, x: jax.Array, weight: jax.Array | None = None) -> Gr
       x: (..., d), real; computed in the dtype of `gram`.
       weight: broadcastable to the leading axes of `x`, not negative; None is 1 for each vector. A
         vector of weight 0 changes nothing, even if it is not finite.
+      mask: likewise, booleans or numbers: a vector where it is 0 counts nothing, whatever its
+        weight; elsewhere the weight alone counts. None is True for each vector.
 
     Returns:
       The statistics of what `gram` has seen, and of `x`.
 
     Raises:
-      ValueError: `x` or `weight` does not fit.
+      ValueError: `x`, `weight` or `mask` does not fit.
 
     >>> gram = gram_update(gram_init(2), jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     >>> gram.mean.tolist(), gram.second_moment.tolist()
     ([2.0, 3.0], [[10.0, 14.0], [14.0, 20.0]])
+    >>> padded = jnp.array([[1.0, 2.0], [3.0, 4.0], [9.0, jnp.nan]])
+    >>> gram_update(gram_init(2), padded, mask=jnp.array([1, 1, 0])).mean.tolist()
+    [2.0, 3.0]
     """
     d = gram.mean.shape[-1]
     if x.ndim == 0 or x.shape[-1] != d:
         raise ValueError(f"gram_update: x of shape {x.shape} is no array of vectors of length {d}")
     shape = x.shape[:-1]
-    weight = jnp.ones(shape, gram.mean.dtype) if weight is None else jnp.asarray(weight)
-    try:
-        weight = jnp.broadcast_to(weight.astype(gram.mean.dtype), shape).reshape(-1)
-    except ValueError:
-        raise ValueError(
-            f"gram_update: weight of shape {weight.shape} does not broadcast to the leading axes "
-            f"{shape} of x"
-        ) from None
+    weight = _for_rows("weight", weight, shape).astype(gram.mean.dtype)
+    kept = _for_rows("mask", mask, shape)
+    weight = jnp.where(kept != jnp.zeros_like(kept), weight, jnp.zeros_like(weight))
     rows = x.reshape(-1, d).astype(gram.mean.dtype)
     alive = jnp.where(weight[:, None] > 0, rows, jnp.zeros_like(rows))
     count = jnp.sum(weight)
@@ -228,6 +234,18 @@ def gram_of_sums(shift: jax.Array, sums: Sums) -> Gram:
     mean, tail = _two_sum(shift, offset)
     m2 = sums.second - count[..., None, None] * _outer(offset)
     return Gram(sums.count, mean, tail, m2, sums.absolute / count[..., None])
+
+
+def _for_rows(name: str, values: Any, shape: tuple[int, ...]) -> jax.Array:
+    """What an argument says of each vector, flat; None is 1."""
+    given = jnp.ones(shape) if values is None else jnp.asarray(values)
+    try:
+        return jnp.broadcast_to(given, shape).reshape(-1)
+    except ValueError:
+        raise ValueError(
+            f"gram_update: {name} of shape {given.shape} does not broadcast to the leading axes "
+            f"{shape} of x"
+        ) from None
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -130,7 +130,10 @@ def load_minilm(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"load_minilm: {folder} has no config.json. {HOW_TO_GET}")
     cfg = _read_encoder_config(folder)
-    tensors = read_tensors(folder)
+    try:
+        tensors = read_tensors(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"load_minilm: {error}. {HOW_TO_GET}") from None
     theirs = {_canonical(name): name for name in tensors}
     wanted = names(cfg)
     missing = [name for name in wanted if name not in theirs]

@@ -235,6 +235,15 @@ class _Export(Mapping[str, np.ndarray]):
 def _check_tensors(folder: Any, tensors: Tensors, places: Mapping[str, _Place]) -> None:
     # Old files carry the rotary frequencies along, which follow from the config.
     found = {n: tensors.shape(n) for n in tensors if not n.endswith("rotary_emb.inv_freq")}
+    embedding, head = _OUTER["embed/embedding"], _OUTER["head/kernel"]
+    if "head/kernel" not in places and found.get(head) == found.get(embedding, ()):
+        # Some writers store both names of what is one table.
+        if not np.array_equal(tensors[head], tensors[embedding]):
+            raise ValueError(
+                f"load_llama: {folder} ties its embeddings (tie_word_embeddings in config.json), "
+                f"and yet {head!r} differs from {embedding!r}; nearest: tie_word_embeddings=false"
+            )
+        del found[head]
     expected = {name: place.shape for place in places.values() for name in place.names}
     for name in sorted({*expected, *found}):
         if found.get(name) != expected.get(name):

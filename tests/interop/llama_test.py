@@ -215,6 +215,30 @@ def test_a_stack_of_two_dtypes_is_refused_or_cast(tmp_path):
     assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
 
 
+def tied_with_head(folder, change):
+    """The stored tied checkpoint, whose tensors then have a head too."""
+    shutil.copytree(TIED, folder)
+    (index,) = folder.glob("*.index.json")
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= safetensors.numpy.load_file(file)
+        file.unlink()
+    index.unlink()
+    tensors["lm_head.weight"] = change(tensors["model.embed_tokens.weight"])
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_a_tied_head_that_is_stored_too_must_be_the_embedding(tmp_path):
+    same_bits(load_llama(tied_with_head(tmp_path / "same", np.copy))[1], load_llama(TIED)[1])
+    for name, change, message in (
+        ("other", lambda w: w + w.dtype.type(1), "'lm_head.weight' differs from 'model.embed_tok"),
+        ("short", lambda w: w[:-1].copy(), r"'lm_head.weight' is \(\d+, \d+\) .* nothing by"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_llama(tied_with_head(tmp_path / name, change))
+
+
 def test_rotary_buffers_of_old_files_are_ignored(tmp_path):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     folder = change_tensors(tmp_path / "a", lambda t: t.update({name: np.ones(4, np.float32)}))

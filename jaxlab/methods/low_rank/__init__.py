@@ -5,7 +5,8 @@ functions, `rank` counts parameters, `allocate` shares them out between layers a
 that into rules for `compress`.
 """
 
-from jaxlab.core.gram import gram_init, gram_merge, gram_update
+from jaxlab.core.collect import collect_grams
+from jaxlab.core.gram import gram_allreduce, gram_init, gram_merge, gram_update
 from jaxlab.methods.low_rank.allocate import allocate_ranks
 from jaxlab.methods.low_rank.factors import (
     asvd_factorize,
@@ -26,7 +27,9 @@ __all__ = [
     "allocate_ranks",
     "asvd_factorize",
     "breakeven_rank",
+    "collect_grams",
     "drift_corrected",
+    "gram_allreduce",
     "gram_init",
     "gram_merge",
     "gram_update",

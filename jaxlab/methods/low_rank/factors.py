@@ -205,18 +205,20 @@ def kfac_factorize(
     b: jax.Array | None = None,
     split: Split = "balanced",
 ) -> Factors:
-    """Loss-aware: the singular values of H^1/2 W G^1/2, with both roots undone.
+    """Loss-aware: W projected on the left singular vectors of H^1/2 W G^1/2, H's root undone.
 
     G and H are the second moments of the layer's inputs and of the loss's gradients at its outputs:
-    the curvature of the loss as K-FAC has it.
+    the curvature of the loss as K-FAC has it. With U for the vectors, the product is
+    H^-1/2 U U^T H^1/2 W: G is not inverted, so that inputs which calibration has not seen keep what
+    W does to them. At full rank it is W.
 
     Args:
       w: (..., o, i), floating.
       gram_in: statistics of the inputs.
       gram_out: of the gradients (`collect_gradient_grams`); its scale does not matter.
       rank: 1 to min(o, i); static under jit.
-      damp: added to both diagonals, as a fraction of their means: an output that no gradient
-        reached in calibration must not be given up.
+      damp: added to the eigenvalues of both, as a fraction of their means: an output that no
+        gradient reached in calibration must not be given up. At least the dtype's rounding.
       b: as for `svd_factorize`.
       split: as for `svd_factorize`.
 
@@ -232,17 +234,29 @@ def kfac_factorize(
     (2, 3)
     """
     check_rank(w, rank)
+    to_left, _ = _POWERS[_checked(split)]
     wide, g = moments(w, gram_in)
     _, h = moments(w, gram_out, axis=-2)
     dtype = jnp.promote_types(g.dtype, h.dtype)
-    right, undo_right = symmetric_root(_damped(g.astype(dtype), damp))
-    left, undo_left = symmetric_root(_damped(h.astype(dtype), damp))
-    m2, m1 = _svd(product(product(left, wide.astype(dtype)), right), rank, "balanced")
-    w1, w2 = product(m1, undo_right), product(undo_left, m2)
-    if _POWERS[_checked(split)][0] == 0:
+    wide = wide.astype(dtype)
+    right, in_vectors = _damped_root(g.astype(dtype), damp)
+    left, out_vectors = _damped_root(h.astype(dtype), damp)
+    # Any S with S^T S = H has these singular values. H's eigenvalues times its eigenvectors is one
+    # whose inverse is exact to rounding, however small they are.
+    turned = left[..., :, None] * product(jnp.swapaxes(out_vectors, -1, -2), wide)
+    # Within the outputs that W has: rounding would leave them where both roots are far from even.
+    outputs, inner = jnp.linalg.qr(turned)
+    whitened = product(inner, in_vectors * right[..., None, :])
+    u, s, _ = jnp.linalg.svd(whitened, full_matrices=False)
+    u, s = product(outputs, u[..., :, :rank]), s[..., :rank]
+    w1 = product(jnp.swapaxes(u, -1, -2), turned)
+    w2 = product(out_vectors, u / left[..., :, None])
+    if to_left == 0:
         w2, rest = jnp.linalg.qr(w2)
-        w1 = product(rest, w1)
-    return packed(w, w1, w2, b)
+        return packed(w, product(rest, w1), w2, b)
+    scale = jnp.maximum(s, 1e-6 * s[..., :1])
+    scale = jnp.where(scale > 0, scale, 1) ** to_left
+    return packed(w, w1 / scale[..., :, None], w2 * scale[..., None, :], b)
 
 
 def packed(w: jax.Array, w1: jax.Array, w2: jax.Array, bias: jax.Array | None) -> Factors:
@@ -307,7 +321,10 @@ def _by_cholesky(g: jax.Array) -> jax.Array:
 _ROOTS = {"eigh": _by_eigh, "cholesky": _by_cholesky}
 
 
-def _damped(g: jax.Array, damp: float) -> jax.Array:
-    d = g.shape[-1]
-    mean = jnp.trace(g, axis1=-2, axis2=-1)[..., None, None] / d
-    return g + damp * mean * jnp.broadcast_to(jnp.eye(d, dtype=g.dtype), g.shape)
+def _damped_root(g: jax.Array, damp: float) -> tuple[jax.Array, jax.Array]:
+    """Roots of the eigenvalues, raised by `damp` of their mean, and the eigenvectors."""
+    values, vectors = jnp.linalg.eigh(g)
+    values = jnp.maximum(values, 0)
+    # Less than rounding could not be told from it.
+    share = max(damp, float(jnp.finfo(g.dtype).eps))
+    return jnp.sqrt(values + share * jnp.mean(values, axis=-1, keepdims=True)), vectors

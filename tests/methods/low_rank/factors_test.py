@@ -8,7 +8,9 @@ import pytest
 from jaxlab.core.gram import gram_split
 from jaxlab.methods.low_rank import (
     asvd_factorize,
+    collect_grams,
     drift_corrected,
+    gram_allreduce,
     gram_init,
     gram_merge,
     gram_update,
@@ -187,6 +189,38 @@ def test_kfac_is_the_best_in_its_norm():
     np.testing.assert_allclose(merge_lowrank(same)[0], merge_lowrank(expected)[0], atol=1e-8)
 
 
+def float32_kfac(w, rank, inputs, slopes, **how):
+    """The product in float32 of statistics gathered in float32."""
+    grams = [gram_of(jnp.asarray(x, jnp.float32)) for x in (inputs, slopes)]
+    params = kfac_factorize(jnp.asarray(w, jnp.float32), *grams, rank, **how)
+    return np.asarray(merge_lowrank(params)[0], np.float64)
+
+
+def off(got, w):
+    return np.linalg.norm(got - np.asarray(w)) / np.linalg.norm(w)
+
+
+@pytest.mark.parametrize("split", ["orthonormal", "balanced"])
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48)])
+@pytest.mark.parametrize("tokens", [20, 400])
+def test_kfac_of_full_rank_is_the_kernel_in_float32(shape, tokens, split):
+    """Of anisotropic statistics, or of fewer vectors than channels."""
+    o, i = shape
+    w = draw(0, o, i)
+    x = draw(2, tokens, i) * jnp.logspace(-4, 1, i)[None, :]
+    slopes = draw(3, tokens, o) * jnp.logspace(-5, 0, o)[None, :]
+    assert off(float32_kfac(w, min(shape), x, slopes, split=split), w) < 2e-3
+
+
+def test_kfac_keeps_an_output_without_gradient():
+    w, x = draw(0, 24, 32), draw(2, 400, 32)
+    slopes = draw(3, 400, 24).at[:, 5].set(0.0)
+    got = float32_kfac(w, 24, x, slopes)
+    np.testing.assert_allclose(got[5], w[5], atol=5e-3)
+    bare = float32_kfac(w, 24, x, slopes, damp=0.0)
+    np.testing.assert_allclose(bare, w, atol=1e-2)
+
+
 def test_changed_inputs_are_made_up_for():
     w, b, x = problem(6, 9)
     z = jnp.tanh(x) + 0.1 * draw(7, *x.shape)
@@ -232,10 +266,25 @@ def test_statistics_in_parts_and_with_padding():
     whole, _ = lord_factorize(w, b, gram_of(x), 3)
     parts, _ = lord_factorize(w, b, gram_merge(gram_of(x[:30]), gram_of(x[30:])), 3)
     padded = jnp.concatenate([x, jnp.full((7, 9), jnp.nan)])
-    masked = gram_update(gram_init(9, dtype=x.dtype), padded, jnp.arange(107) < 100)
-    for params in (parts, lord_factorize(w, b, masked, 3)[0]):
+    alive, empty = jnp.arange(107) < 100, gram_init(9, dtype=x.dtype)
+    weighted = gram_update(empty, padded, alive)
+    masked = gram_update(empty, padded, mask=alive.astype(jnp.int32))
+    both = gram_update(empty, padded, jnp.full(107, 3.0), mask=alive)
+    found = [lord_factorize(w, b, gram, 3)[0] for gram in (weighted, masked, both)]
+    assert (float(masked.count), float(both.count)) == (100, 300)
+    for params in (parts, *found):
         for a, e in zip(merge_lowrank(params), merge_lowrank(whole), strict=True):
             np.testing.assert_allclose(a, e, atol=1e-10)
+
+
+def test_statistics_are_gathered_from_here():
+    """Whoever decomposes by hand finds what gathers statistics beside the decompositions."""
+    w, _, x = problem(6, 9)
+    got = collect_grams(lambda p, x: x @ p["kernel"], {"kernel": w.T}, [x])["kernel"]
+    np.testing.assert_allclose(got.m2, gram_of(x).m2, rtol=1e-6)
+    halves = jax.tree.map(lambda *leaves: jnp.stack(leaves), gram_of(x[:50]), gram_of(x[50:]))
+    total = jax.vmap(lambda gram: gram_allreduce(gram, "data"), axis_name="data")(halves)
+    np.testing.assert_allclose(total.m2[0], gram_of(x).m2, rtol=1e-9, atol=1e-9)
 
 
 def test_refusals():
@@ -246,6 +295,8 @@ def test_refusals():
             lord_factorize(w, b, gram, rank)
     with pytest.raises(ValueError, match=r"\(8,\) does not fit; nearest: \(9,\)"):
         whiten_factorize(w, gram_of(x[:, :8]), 2)
+    with pytest.raises(ValueError, match=r"mask of shape \(7,\) does not broadcast"):
+        gram_update(gram_init(9), x, mask=jnp.ones(7))
     with pytest.raises(ValueError, match="no vectors"):
         lord_spectrum(w, gram_init(9))
     with pytest.raises(ValueError, match="not finite"):
