@@ -13,7 +13,7 @@ from jaxlab.config import base_config
 from jaxlab.core.cost import nbytes
 from jaxlab.tasks.base import NetworkTask
 from jaxlab.training.checkpoint import Checkpoints
-from jaxlab.training.experiment import Experiment
+from jaxlab.training.experiment import Experiment, build_task
 from jaxlab.training.logging import read_metrics
 from jaxlab.training.run import Run
 
@@ -135,15 +135,33 @@ def test_phases_change_the_structure_and_compile_once_each(tmp_path):
     assert type(loaded["layers"][1]["kernel"]).name == "low_rank"
 
 
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "low_rank", "rank": 4}, {"name": "monarch", "nblocks": 4}],
+    ids=lambda method: method["name"],
+)
 @pytest.mark.parametrize("opt_state", ["reset_converted", "reset_all", "map_first_moment"])
-def test_multiplying_factors_out_does_not_move_the_loss(tmp_path, opt_state):
+def test_multiplying_factors_out_does_not_move_the_loss(tmp_path, opt_state, method):
     phases = {"open": {"at": 0.5, "name": "densify", "opt_state": opt_state}}
-    rule = {"path": "layers/0/kernel", "name": "low_rank", "rank": 4}
+    rule = {"path": "layers/0/kernel", **method}
     summary, _ = train(tmp_path, compress={"all": rule}, phases=phases)
     assert summary["compilations"] == [1, 1]
     assert summary["methods"] == []
     (switch,) = [m for m in read_metrics(tmp_path / "metrics.jsonl") if m.get("phase") == "open"]
     assert abs(switch["loss_after"] - switch["loss_before"]) < 1e-5 * switch["loss_before"]
+
+
+@pytest.mark.parametrize(("start", "variance"), [("lecun_normal", 1), ("he_normal", 2)])
+def test_an_mlp_starts_as_the_config_says(start, variance, tmp_path):
+    changes = {"model__init": start, "model__hidden": (512,), "compress": {}}
+    task = build_task(config(tmp_path, **changes))
+    w = np.asarray(task.init(jax.random.key(0))["layers"][0]["kernel"])
+    np.testing.assert_allclose(w.var() * w.shape[0], variance, rtol=0.05)
+
+
+def test_an_unknown_start_of_an_mlp_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="init='he' is unknown; .*he_normal"):
+        build_task(config(tmp_path, model__init="he")).init(jax.random.key(0))
 
 
 def test_shapes_of_a_calibrated_phase_need_no_data(tmp_path, monkeypatch):
