@@ -8,12 +8,13 @@ from numerics_page import table
 NAME = "special"
 VALUES = ("log_iv", "log_kv")
 DERIVATIVES = ("log_iv_dx", "log_kv_dx", "log_iv_dv", "log_kv_dv")
-ARGUMENTS = ("mixed", "order 1023", "small")
+ARGUMENTS = ("mixed", "order 1023", "small", "array of large orders")
 _METHODS = {"auto": "ours", "paper": "published", "scipy": "SciPy", "logbesselk": "logbesselk"}
 _MILLION = "time log_kv mixed float64 1000000 auto"
 _PEER = "time log_kv mixed float64 1000000 logbesselk"
 _LARGE = "time log_iv order 1023 float64 10000000 auto"
 _CPU = [f"time {name} order 1023 float64 100000" for name in VALUES]
+_ARRAY = [f"time {name} array of large orders float64 100000" for name in VALUES]
 _PAPER = "accuracy log_kv float64 paper"
 _OURS = "accuracy log_kv float64 auto"
 
@@ -23,10 +24,13 @@ def bessel_page() -> str:
     parts = []
     for name in (NAME, f"{NAME}-small"):
         for record in stored(name):
-            cells = record["result"]["cells"]
-            parts += [f"Machine: {machine(record)}.", _accuracy(cells)]
-            parts += _times(record["result"])
+            parts += [f"Machine: {machine(record)}.", *tables(record["result"])]
     return "\n\n".join(parts) or "Not run."
+
+
+def tables(result: Any) -> list[str]:
+    """Of what one machine has stored: accuracy, then times."""
+    return [_accuracy(result["cells"]), *_times(result)]
 
 
 def _accuracy(cells: Any) -> str:
@@ -36,7 +40,8 @@ def _accuracy(cells: Any) -> str:
             _, name, dtype, method = key.split()
             at = f"({cell['at'][0]:.2g}, {cell['at'][1]:.2g})"
             error = f"{cell['error']:.1e}"
-            rows.append([name, dtype, _METHODS[method], error, at, str(cell["not_finite"])])
+            failed = f"{cell['not_finite']} of {cell['points']}"
+            rows.append([name, dtype, _METHODS[method], error, at, failed])
     header = ["function", "dtype", "scheme", "largest error", "at (v, x)", "not finite"]
     return table(header, rows)
 
@@ -51,7 +56,7 @@ def _times(result: Any) -> list[str]:
     rows = []
     for (name, kind, n), by_method in found.items():
         wide = 8 if "float64" in kind else 4
-        floor = (2 if "order" in kind else 3) * wide * int(n) / result["bandwidth"]
+        floor = (2 if kind.startswith("order") else 3) * wide * int(n) / result["bandwidth"]
         shown = [f"{1e3 * by_method[m]:.3g}" if m in by_method else "" for m in _METHODS]
         rows.append([name, kind, f"{int(n):.0e}", *shown, f"{1e3 * floor:.2g}"])
     header = ["function", "arguments", "elements", *_METHODS.values(), "floor"]
@@ -62,10 +67,10 @@ def _words(key: str) -> Any:
     return lambda r: f"{1e3 * r['cells'][key]['seconds']:.3g} ms"
 
 
-def _per_core(result: Any) -> float:
+def _per_core(result: Any, keys: list[str]) -> float:
     """The least of SciPy's time over ours, SciPy on one core and ours on two."""
     cells = result["cells"]
-    return min(cells[f"{c} scipy"]["seconds"] / cells[f"{c} auto"]["seconds"] / 2 for c in _CPU)
+    return min(cells[f"{c} scipy"]["seconds"] / cells[f"{c} auto"]["seconds"] / 2 for c in keys)
 
 
 def _over_peer(result: Any) -> float:
@@ -98,8 +103,15 @@ SPECIAL_CLAIMS = [
     Claim(
         "log I and log K of one large order take no longer on a CPU than SciPy's, by the core",
         "ours", f"python benchmarks/{NAME}.py --small", f"{NAME}-small",
-        lambda r: f"SciPy's time over ours: {_per_core(r):.1f}",
-        lambda r: verdict(_per_core(r) >= 1), [f"{c} scipy" for c in _CPU],
+        lambda r: f"SciPy's time over ours: {_per_core(r, _CPU):.1f}",
+        lambda r: verdict(_per_core(r, _CPU) >= 1), [f"{c} scipy" for c in _CPU],
+    ),
+    Claim(
+        "log I and log K of an array of orders of 30 or more, as the caller says by `least`, take "
+        "no longer on a CPU than SciPy's, by the core",
+        "ours", f"python benchmarks/{NAME}.py --small", f"{NAME}-small",
+        lambda r: f"SciPy's time over ours: {_per_core(r, _ARRAY):.1f}",
+        lambda r: verdict(_per_core(r, _ARRAY) >= 1), [f"{c} scipy" for c in _ARRAY],
     ),
     Claim(
         "The published scheme of log K keeps 1e-12 for all orders and arguments",

@@ -39,11 +39,17 @@ def gig_log_prob(x: Any, p: Any, a: Any, b: Any) -> jax.Array:
 @jax.jit
 def _log_density(x: jax.Array, p: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     omega, eta = _omega_eta(a, b)
-    inside = (x > 0) & (x < jnp.inf)
-    z = jnp.where(inside, x / eta, jnp.ones_like(x))
+    inside, nan = (x > 0) & (x < jnp.inf), jnp.isnan(x)
+    x, one = jnp.where(inside, x, jnp.ones_like(x)), jnp.ones_like(x)
+    z = x / eta
+    # The quotient may be 0 or infinite where its logarithm is not.
+    held = (z > 0) & (z < jnp.inf)
+    z = jnp.where(held, z, one)
+    log_z = jnp.where(held, jnp.log(z), jnp.log(x) - jnp.log(eta))
+    away = jnp.where(held, (z - 1) / z * (z - 1), one * jnp.inf)
     constant = jnp.log(2 * eta) + log_kve(p, omega)
-    density = (p - 1) * jnp.log(z) - omega * ((z - 1) / z) * (z - 1) / 2 - constant
-    outside = jnp.where(jnp.isnan(x), x, jnp.full_like(x, -jnp.inf))
+    density = (p - 1) * log_z - omega * away / 2 - constant
+    outside = jnp.where(nan, one * jnp.nan, -jnp.inf * one)
     return jnp.where(inside, density, outside)
 
 

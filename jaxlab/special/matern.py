@@ -123,7 +123,7 @@ def _direct_jvp(primals, tangents):
     dnu, ds = tangents
     change = jnp.zeros_like(s)
     if not isinstance(ds, SymbolicZero):
-        change = change - s * _slope_over_s(nu, s) * ds
+        change = change - _slope(nu, s) * ds
     if not isinstance(dnu, SymbolicZero):
         inside, safe = _positive(s)
         of_order = jnp.log(safe / 2) - digamma(nu) + log_kv_dv(nu, safe)
@@ -134,14 +134,47 @@ def _direct_jvp(primals, tangents):
 _direct.defjvp(_direct_jvp, symbolic_zeros=True)
 
 
-def _slope_over_s(nu: jax.Array, s: jax.Array) -> jax.Array:
-    """The derivative in s over -s: `K_{nu-1}(s) / (s K_nu(s))`; at 0 its limit if there is one."""
+@jax.custom_jvp
+def _slope(nu: jax.Array, s: jax.Array) -> jax.Array:
+    """Minus the derivative in s: `K_{nu-1}(s) / K_nu(s)`, and given as 0 at s = 0."""
     inside, safe = _positive(s)
-    one = jnp.ones_like(nu)
+    curved, limit = _limit(nu)
+    # The ratio of K is found by dividing by s, which may overflow.
+    found = jnp.where(curved & _least(s), safe * limit, kv_ratio(-nu, safe))
+    return jnp.where(inside, found, jnp.zeros_like(s))
+
+
+@_slope.defjvp
+def _slope_jvp(primals, tangents):
+    nu, s = primals
+    dnu, ds = tangents
+    found, near = _slope(nu, s), _near(s)
+    # That of kv_ratio divides by s^2; here, by the recurrence, only by s.
+    safe = jnp.where(near, jnp.ones_like(s), s)
+    away = lambda nu, s: kv_ratio(-nu, s)  # noqa: E731
+    _, of_order = jax.jvp(away, (nu, safe), (jnp.where(near, jnp.zeros_like(dnu), dnu), ds))
+    curved, limit = _limit(nu)
+    _, positive = _positive(s)
+    by_recurrence = found * found + ((2 * nu - 1) * (found / positive) - 1)
+    along = jnp.where((s > 0) & ~(curved & _least(s)), by_recurrence, limit)
+    return found, jnp.where(near, along * ds, of_order)
+
+
+def _limit(nu: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where the slope over s has a finite limit at s = 0, nu > 1, and the limit, or 0."""
     curved = nu > 1
-    limit = jnp.where(curved, 1 / (2 * jnp.where(curved, nu - 1, one)), jnp.zeros_like(nu))
-    # K_{nu-1} / K_nu
-    return jnp.where(inside, kv_ratio(-nu, safe) / safe, limit)
+    over = 1 / (2 * jnp.where(curved, nu - 1, jnp.ones_like(nu)))
+    return curved, jnp.where(curved, over, jnp.zeros_like(nu))
+
+
+def _near(s: jax.Array) -> jax.Array:
+    """Where the square of s, or of s over the order, may underflow."""
+    return s < 64 * float(jnp.finfo(s.dtype).tiny) ** 0.5
+
+
+def _least(s: jax.Array) -> jax.Array:
+    """Where the order over s may overflow."""
+    return s < 1024 * float(jnp.finfo(s.dtype).tiny)
 
 
 def _positive(s: jax.Array) -> tuple[jax.Array, jax.Array]:

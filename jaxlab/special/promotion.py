@@ -1,5 +1,6 @@
 """One floating dtype for several arguments, and checks of what is known of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,13 +64,11 @@ def check_above(owner: str, least: float, *, strict: bool = False, **given: Any)
       **given: the arguments by name; what is traced passes.
     """
     for name, value in given.items():
-        if isinstance(value, Tracer):
+        if isinstance(value, Tracer) or not np.size(value):
             continue
-        if not np.size(value):
+        smallest = _now(_smallest, value)
+        if smallest is None:
             continue
-        # In JAX, so that large arrays stay where they are, and now, even inside of a jit.
-        with jax.ensure_compile_time_eval():
-            smallest = float(jnp.nanmin(jnp.asarray(value)))
         if smallest <= least if strict else smallest < least:
             bound = f"above {least:g}" if strict else f"{least:g} or more"
             raise ValueError(f"{owner}: {name}={smallest:g} must be {bound}")
@@ -83,15 +82,35 @@ def check_unit(owner: str, **given: Any) -> None:
     for name, value in given.items():
         if isinstance(value, Tracer) or not np.size(value):
             continue
-        # In JAX, so that large arrays stay where they are, and now, even inside of a jit.
-        with jax.ensure_compile_time_eval():
-            array = jnp.asarray(value)
-            array = array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
-            norms = jnp.linalg.norm(array.astype(computed_in(array.dtype)), axis=-1)
-            off = float(jnp.max(jnp.abs(norms - 1)))
-        tolerance = max(1e-3, 8 * float(jnp.finfo(array.dtype).eps))
-        if not off <= tolerance:
+        off = _now(_off_unit, value)
+        dtype = jnp.result_type(value)
+        eps = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
+        if off is not None and not off <= max(1e-3, 8 * eps):
             raise ValueError(
                 f"{owner}: {name} has a row whose length differs from 1 by {off:.3g}; nearest: "
                 f"{name} / norm({name})"
             )
+
+
+def _now(measure: Callable[[Any, Any], Any], value: Any) -> float | None:
+    """A number that is measured of known values, even inside of a jit; None where it is traced.
+
+    Arrays of JAX's are measured by JAX, so that large ones stay where they are, all else by NumPy:
+    inside of an eager shard_map every array that JAX makes of them is traced.
+    """
+    if not isinstance(value, jax.Array):
+        return float(measure(np, np.asarray(value)))
+    with jax.ensure_compile_time_eval():
+        found = measure(jnp, value)
+    return None if isinstance(found, Tracer) else float(found)
+
+
+def _smallest(lib: Any, value: Any) -> Any:
+    # NumPy's nanmin would warn of what is NaN everywhere.
+    return lib.nanmin(value) if lib is jnp else np.fmin.reduce(value.ravel())
+
+
+def _off_unit(lib: Any, value: Any) -> Any:
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    value = value.astype(computed_in(value.dtype) if floating else float)
+    return lib.max(lib.abs(lib.linalg.norm(value, axis=-1) - 1))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxlab.core import registry
 from jaxlab.special.vmf.estimation import direction, vmf_kappa_from_r
-from jaxlab.special.vmf.mixture import below_one, component_log_prob
+from jaxlab.special.vmf.mixture import below_one, component_log_prob, exact_product
 from jaxlab.tasks.base import Batch, Metrics, Quality
 
 # Of the mean resultant length that random starts have: it only breaks ties between components.
@@ -102,9 +102,11 @@ class Vmf:
         share = jax.nn.softmax(own, axis=-1)
         class_of = jax.nn.one_hot(label, self._data.num_classes, dtype=y.dtype)
         count = len(label)
+        owned = class_of[:, :, None] * share[:, None, :]
+        moments = exact_product(owned.reshape(count, -1).T, y)
         found = {
-            "weights": jnp.einsum("bc,bk->ck", class_of, share) / count,
-            "moments": jnp.einsum("bc,bk,bp->ckp", class_of, share, y) / count,
+            "weights": jnp.sum(owned, axis=0) / count,
+            "moments": moments.reshape(*owned.shape[1:], -1) / count,
         }
         nats = jax.nn.logsumexp(own, axis=-1)
         pull = sum(jnp.sum((held[name] - found[name]) * params[name]) for name in found)
@@ -117,8 +119,8 @@ class Vmf:
         """Log p(feature, class, component): (B, p) to (B, classes, components), float32."""
         weights, moments = params["weights"], params["moments"]
         tiny = jnp.finfo(weights.dtype).tiny
-        mu, _ = direction(moments)
-        length = jnp.linalg.norm(moments, axis=-1) / jnp.maximum(weights + self._prior, tiny)
+        mu, length = direction(moments)
+        length = length / jnp.maximum(weights + self._prior, tiny)
         r = jnp.minimum(length, below_one(length.dtype))
         kappa = vmf_kappa_from_r(y.shape[-1], r)
         density = component_log_prob(y, mu.reshape(-1, y.shape[-1]), kappa.reshape(-1))
@@ -141,7 +143,7 @@ class Vmf:
         own = jnp.take_along_axis(joint, label[:, None, None], axis=1)[:, 0]
         # Directions of the classes' means, without concentrations and weights.
         centroids, _ = direction(jnp.sum(params["moments"], axis=1))
-        nearest = jnp.argmax(y @ centroids.T, axis=-1)
+        nearest = jnp.argmax(exact_product(y, centroids.T), axis=-1)
         finite = jnp.isfinite(density) & jnp.isfinite(outside)
         rows = {
             "accuracy": (_classes(joint) == label).astype(weight.dtype),

@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxlab.special import bessel
 from jaxlab.special.bessel.reference import extended
 from jaxlab.special.generalized_inverse_gaussian import gig_log_prob, gig_mean
+from jaxlab.special.matern import matern
 from jaxlab.special.promotion import check_above
+from jaxlab.special.student_t import student_t_log_cf
 from jaxlab.special.vmf import (
     VmfMixture,
     vmf_fit,
@@ -19,6 +22,7 @@ from jaxlab.special.vmf import (
     vmf_mixture_log_prob,
     vmf_sample,
 )
+from jaxlab.special.vmf.estimation import direction
 
 
 def test_the_derivative_in_the_order_of_k_is_odd():
@@ -130,6 +134,19 @@ def test_monotone_in_the_order_and_continuous_where_pieces_meet():
 def test_scales_that_overflow_as_quotients():
     assert np.isfinite(gig_log_prob(1.0, 1.0, 1e-30, 1e30))
     np.testing.assert_allclose(gig_mean(0.5, 1e-30, 1e30), 2e30, rtol=1e-5)
+    # x / eta is 0 or infinite; the slope of what is -inf is no NaN.
+    x, a, b = jnp.array([1e-30, 1e30]), jnp.array([1e-20, 1e20]), jnp.array([1e20, 1e-20])
+    value, slope = jax.vmap(jax.value_and_grad(gig_log_prob), (0, None, 0, 0))(x, 0.3, a, b)
+    np.testing.assert_array_equal(value, [-np.inf, -np.inf])
+    assert not np.any(np.isnan(slope))
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-36, 1.0])
+def test_directions_of_means_whose_squares_underflow(size):
+    mean = jnp.array([3.0, 0.0, 4.0]) / 5 * jnp.float32(size)
+    mu, length = direction(mean)
+    np.testing.assert_allclose(mu, [0.6, 0, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(length, size, rtol=1e-6)
 
 
 def test_what_is_nan_is_no_draw():
@@ -137,6 +154,30 @@ def test_what_is_nan_is_no_draw():
     drawn = vmf_sample(jax.random.key(0), mu, jnp.array([jnp.nan, 5.0]))
     assert bool(jnp.all(jnp.isnan(drawn[0])))
     assert bool(jnp.all(jnp.isfinite(drawn[1])))
+
+
+@pytest.mark.parametrize(
+    ("fn", "x"),
+    [
+        (lambda y: vmf_log_prob(y, np.eye(100, dtype=np.float32)[1], 2.0), jnp.eye(100)[:2]),
+        (lambda r: matern(r, 200.0, np.float32(1.0)), jnp.array([0.5, 2.0])),
+        (lambda x: gig_log_prob(x, 2.0, np.float32(1.5), 2), jnp.array([0.5, 2.0])),
+        (lambda t: student_t_log_cf(t, 100, 1.0), jnp.array([0.5, 2.0])),
+    ],
+    ids=["vmf_log_prob", "matern", "gig_log_prob", "student_t_log_cf"],
+)
+def test_checks_pass_inside_of_an_eager_shard_map(fn, x):
+    mesh, along = Mesh(np.array(jax.devices()[:2]), ("d",)), PartitionSpec("d")
+    found = jax.shard_map(fn, mesh=mesh, in_specs=along, out_specs=along)(x)
+    np.testing.assert_allclose(found, fn(x), rtol=1e-5)
+
+
+def test_what_is_known_is_checked_inside_of_a_shard_map():
+    mesh, along = Mesh(np.array(jax.devices()[:2]), ("d",)), PartitionSpec("d")
+    with pytest.raises(ValueError, match="nu=-1 must be above 0"):
+        jax.shard_map(lambda r: matern(r, -1.0, 1.0), mesh=mesh, in_specs=along, out_specs=along)(
+            jnp.ones(2)
+        )
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,24 @@ def test_derivatives_at_distance_zero():
     np.testing.assert_allclose(first, 0, atol=1e-20)
 
 
+def test_second_derivatives_near_distance_zero():
+    # For nu above 1 the limit, up to a power 2 nu - 2 of r; else what the recurrence gives.
+    nu = np.array([0.5, 1.0, 1.1, 2.5, 14.0])
+    # Of the logarithm, because the value is a sum of large terms.
+    curvature = jax.vmap(jax.grad(jax.grad(log_matern)), (0, None, None))
+    curvature = jax.jit(jax.vmap(curvature, (None, 0, None)))
+    with jax.enable_x64(False):
+        r = np.array([1e-37, 1e-30, 1e-20, 1e-17], np.float32)
+        found = curvature(r, nu.astype(np.float32), np.float32(1.0))
+    limit = -nu / (nu - 1 + (nu <= 1))
+    np.testing.assert_allclose(found[3:], np.broadcast_to(limit[3:, None], (2, 4)), rtol=1e-5)
+    np.testing.assert_allclose(found[2], np.full(4, limit[2]), rtol=2e-3)
+    np.testing.assert_allclose(found[0], 0, atol=1e-5)
+    # For nu = 1 the logarithm is s^2 (log(s / 2) + Euler's constant - 1 / 2) / 2, s^2 = 2 r^2.
+    expected = 2 * (np.log(r / np.sqrt(2)) + np.euler_gamma + 1)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-4)
+
+
 def test_dtypes_shapes_and_bad_arguments():
     r = jnp.array([0.3, 2.0, jnp.inf], jnp.float32)
     nu = jnp.array([[0.7], [200.0]], jnp.float32)

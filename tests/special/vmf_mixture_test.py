@@ -1,6 +1,6 @@
 """Draws from vMF distributions, and mixtures by EM."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,14 @@ def direction(seed, p):
     return jnp.asarray(x / np.linalg.norm(x), jnp.float32)
 
 
-def three_clusters(per=60, p=64, kappa=600.0):
-    axes = jnp.eye(p)[:3]
-    y = vmf_sample(jax.random.key(1), axes, kappa, (per,))
-    return y.reshape(-1, p), axes
+@cache
+def drawn():
+    return np.asarray(vmf_sample(jax.random.key(1), jnp.eye(64)[:3], 600.0, (60,)))
+
+
+def three_clusters(per=60):
+    # Of one draw, because a draw of each number would be a program of its own.
+    return jnp.asarray(drawn()[:per].reshape(-1, 64)), jnp.eye(64)[:3]
 
 
 @pytest.mark.parametrize(("p", "kappa"), [(2, 3.0), (3, 0.0), (5, 1e7), (300, 40.0), (2048, 1e4)])
@@ -126,6 +130,27 @@ def test_empty_components_and_single_points_are_not_nan():
     same, trace = vmf_mixture_fit(jax.random.key(2), jnp.tile(axes[:1], (4, 1)), 2, iterations=3)
     assert np.all(np.isfinite(trace))
     assert np.all(np.isfinite(same.mu))
+
+
+def test_no_weight_at_all_changes_nothing():
+    y, axes = three_clusters(5)
+    start = VmfMixture(jnp.log(jnp.full(2, 0.5)), axes[:2], jnp.full(2, 9.0))
+    mixture, likelihood = vmf_mixture_step(y, start, jnp.zeros(len(y)))
+    jax.tree.map(np.testing.assert_array_equal, mixture, start)
+    assert likelihood == 0
+
+
+def test_products_are_of_the_highest_precision():
+    # What a GPU rounds to TF32 is multiplied by kappa.
+    y, axes = three_clusters(5)
+    mixture = VmfMixture(jnp.log(jnp.full(2, 0.5)), axes[:2], jnp.full(2, 9.0))
+    for program in (
+        jax.make_jaxpr(vmf_mixture_log_prob)(y, mixture),
+        jax.make_jaxpr(vmf_mixture_step)(y, mixture),
+        jax.make_jaxpr(lambda y: vmf_mixture_init(jax.random.key(0), y, 2))(y),
+    ):
+        text = str(program)
+        assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST, ") > 0
 
 
 def test_bad_arguments_are_named():

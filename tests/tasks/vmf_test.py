@@ -98,6 +98,19 @@ def test_the_loss_is_the_joint_density_and_absent_classes_stay():
     assert 0 < float(metrics["accuracy"]) <= 1
 
 
+def test_products_with_features_are_of_the_highest_precision():
+    one = task()
+    batch, params = one.batch(0), jax.eval_shape(one.init, KEY)
+    held_out = next(iter(one.eval_batches()))
+    for fn, at in ((jax.grad(one.loss, has_aux=True), (batch, KEY)), (one.eval_sums, (held_out,))):
+        lines = [line for line in str(jax.make_jaxpr(fn)(params, *at)).splitlines()]
+        text = " ".join(line.strip() for line in lines)
+        # All but the count of ordered pairs, which are 0, 1 / 2 and 1, have features in them.
+        exact = text.count("precision=(Precision.HIGHEST, ")
+        assert exact >= 2
+        assert text.count("dot_general[") - exact == (2 if fn == one.eval_sums else 0)
+
+
 def test_metrics_of_held_out_rows():
     one = task(batch_size=600)  # the 597 held-out images are one batch
     params, _ = step(one, jax.jit(one.init)(KEY), one.batch(0))

@@ -60,11 +60,11 @@ def log_integral(v: jax.Array, x: jax.Array, nodes: int, cut: float) -> jax.Arra
     return v * at.top - p + jnp.log(at.step * total)
 
 
-def integral_dx(v: jax.Array, x: jax.Array, nodes: int, cut: float) -> jax.Array:
-    """Its derivative with respect to x: minus the mean of cosh t under the integrand."""
+def integral_dlogx(v: jax.Array, x: jax.Array, nodes: int, cut: float) -> jax.Array:
+    """Its derivative with respect to log x: minus the mean of x cosh t under the integrand."""
     at = _nodes(v, x, cut, nodes)
     total, rise = _sums(v, x, at, nodes, lambda node: (node.even, node.rise * node.even))
-    return -(sum(_halves(v, x)) + rise / total) / x
+    return -(sum(_halves(v, x)) + rise / total)
 
 
 def integral_dv(v: jax.Array, x: jax.Array, nodes: int, cut: float) -> jax.Array:
@@ -178,9 +178,9 @@ def _log_sinhc(y: jax.Array) -> jax.Array:
     return jnp.where(y < 1, jnp.log1p(near), large + jnp.log(-jnp.expm1(-2 * large) / (2 * large)))
 
 
-def small_dx(v: jax.Array, x: jax.Array) -> jax.Array:
-    """The derivative of `log_small` with respect to x."""
-    return jax.jvp(lambda x: log_small(v, x), (x,), (jnp.ones_like(x),))[1]
+def small_dlogx(v: jax.Array, x: jax.Array) -> jax.Array:
+    """The derivative of `log_small` with respect to log x."""
+    return jax.jvp(lambda x: log_small(v, x), (x,), (x,))[1]
 
 
 def small_dv(v: jax.Array, x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ mantissa of 64 bits; `bessel_reference_table` needs mpmath, and takes millisecon
 import math
 from collections.abc import Iterable
 from fractions import Fraction
-from functools import partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,24 @@ from jaxlab.special.bessel.debye import debye_polynomials
 NAMES = ("log_iv", "log_kv", "log_iv_dx", "log_kv_dx", "log_iv_dv", "log_kv_dv")
 _EXPANSION, _TERMS = 40.0, 30
 _SERIES_TERMS = 160
-# Bernoulli numbers B_2, B_4, ...
-_BERNOULLI = [Fraction(*b) for b in ((1, 6), (-1, 30), (1, 42), (-1, 30), (5, 66), (-691, 2730))]
-_BERNOULLI += [Fraction(*b) for b in ((7, 6), (-3617, 510), (43867, 798), (-174611, 330))]
+# Of Stirling's series, and of Euler's and Maclaurin's sum.
+_STIRLING = 10
+# Below, the next terms of K's limit are less than the last digit.
+_TINY = 1e-9
+
+
+@cache
+def bernoulli(count: int) -> tuple[Fraction, ...]:
+    """Bernoulli numbers B_0 .. B_count, by their recurrence.
+
+    >>> [str(b) for b in bernoulli(4)]
+    ['1', '-1/2', '1/6', '0', '-1/30']
+    """
+    found = [Fraction(1)]
+    for m in range(1, count + 1):
+        lower = sum((math.comb(m + 1, j) * b for j, b in enumerate(found)), Fraction(0))
+        found.append(-lower / (m + 1))
+    return tuple(found)
 
 
 def extended(v: Any, x: Any) -> dict[str, np.ndarray]:
@@ -42,14 +57,14 @@ def extended(v: Any, x: Any) -> dict[str, np.ndarray]:
         raise ValueError("extended: this platform's longdouble is no longer than float64")
     v, x = np.asarray(v, np.longdouble), np.asarray(x, np.longdouble)
     found = {name: np.empty_like(v) for name in NAMES}
-    far, plateau = np.hypot(v, x) > _EXPANSION, x < 1e-9
-    for chosen, evaluate in (
-        (far, _expansion),
-        (~far & ~plateau, partial(_series_and_integral, nodes=600)),
-        # Where x is tiny the integrand has a plateau, log(1 / x) long.
-        (~far & plateau, partial(_series_and_integral, nodes=6000)),
+    far, tiny = np.hypot(v, x) > _EXPANSION, x < _TINY
+    for names, chosen, evaluate in (
+        (NAMES, far, _expansion),
+        (NAMES[::2], ~far, _series),
+        (NAMES[1::2], ~far & ~tiny, _integral),
+        (NAMES[1::2], ~far & tiny, _limit),
     ):
-        for name, values in zip(NAMES, evaluate(v[chosen], x[chosen]), strict=True):
+        for name, values in zip(names, evaluate(v[chosen], x[chosen]), strict=True):
             found[name][chosen] = values
     return found
 
@@ -83,7 +98,7 @@ def _expansion(v: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
     return [*values, *slopes_x, *slopes_v]
 
 
-def _series_and_integral(v: np.ndarray, x: np.ndarray, nodes: int) -> list[np.ndarray]:
+def _series(v: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
     log_half = np.log(x / 2)
     term, harmonic, above = np.ones_like(x), np.zeros_like(x), np.ones_like(x)
     total, weighted, next_order = term.copy(), np.zeros_like(x), above.copy()
@@ -97,6 +112,11 @@ def _series_and_integral(v: np.ndarray, x: np.ndarray, nodes: int) -> list[np.nd
     log_i = v * log_half - gamma + np.log(total)
     log_i_dx = v / x + x / (2 * (v + 1)) * next_order / total
     log_i_dv = log_half - digamma - weighted / total
+    return [log_i, log_i_dx, log_i_dv]
+
+
+def _integral(v: np.ndarray, x: np.ndarray, nodes: int = 600) -> list[np.ndarray]:
+    """Of K. The integrand has a plateau, log(1 / x) long: where x is tiny that takes more nodes."""
     # In distances d from the integrand's peak: x cosh(t) - p is a difference of large numbers.
     p, top = np.hypot(v, x), np.arcsinh(v / x)
     up, down = (p + v) / 2, x * (x / (p + v)) / 2
@@ -118,7 +138,77 @@ def _series_and_integral(v: np.ndarray, x: np.ndarray, nodes: int) -> list[np.nd
         sums[2] += (top + d) * e * (1 - image)
     log_k = v * top - p + np.log(step * sums[0])
     log_k_dx = -(p + sums[1] / sums[0]) / x
-    return [log_i, log_k, log_i_dx, log_k_dx, log_i_dv, sums[2] / sums[0]]
+    return [log_k, log_k_dx, sums[2] / sums[0]]
+
+
+def _limit(v: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
+    """Of K, where x is tiny: a sum of two powers of x, written for small orders as for others."""
+    far = np.log(np.longdouble(2)) - np.log(x)
+    low = v < 0.4
+    found = [np.empty_like(x) for _ in range(3)]
+    for chosen, evaluate in ((low, _limit_of_small_order), (~low, _limit_of_order)):
+        for part, values in zip(found, evaluate(v[chosen], far[chosen]), strict=True):
+            part[chosen] = values
+    return [found[0], found[1] / x, found[2]]
+
+
+def _limit_of_small_order(v: np.ndarray, far: np.ndarray) -> list[np.ndarray]:
+    """`log(pi v / sin(pi v)) / 2 + log(sinh(v m) / v)`, m by zeta's odd values; by log x, and v."""
+    square = v * v
+    m = far - np.longdouble("0.57721566490153286060651209008240243")
+    of_m, reflected, of_reflected = np.zeros_like(v), np.zeros_like(v), np.zeros_like(v)
+    for k in range(1, 30):
+        odd, even = _zeta(2 * k + 1) / (2 * k + 1), _zeta(2 * k) / (2 * k)
+        m = m - odd * square**k
+        of_m = of_m - 2 * k * odd * v ** (2 * k - 1)
+        reflected = reflected + even * square**k
+        of_reflected = of_reflected + 2 * k * even * v ** (2 * k - 1)
+    y = v * m
+    # sinh(y) / y and y coth(y) - 1, by their series where y is small
+    near = np.minimum(y, 1) ** 2
+    sinhc, coth = np.zeros_like(y), np.zeros_like(y)
+    for k in range(14, 0, -1):
+        sinhc = near / (2 * k * (2 * k + 1)) * (1 + sinhc)
+    for k in range(30, 0, -1):
+        coth = near * (coth + (-1) ** (k + 1) * 2 * _zeta(2 * k) / _PI ** (2 * k))
+    large = np.maximum(y, 1)
+    log_sinhc = np.where(
+        y < 1, np.log1p(sinhc), large + np.log(-np.expm1(-2 * large)) - np.log(2 * large)
+    )
+    coth = np.where(y < 1, coth, large / np.tanh(large) - 1)
+    # d/dv log(sinh(y) / y) = (y coth(y) - 1) y' / y, y' = m + v m'
+    of_v = of_reflected + coth * (1 / np.maximum(v, _SMALLEST) + of_m / m) + of_m / m
+    return [
+        reflected + log_sinhc + np.log(m),
+        -(1 + coth) / m,
+        np.where(v > 0, of_v, 0),
+    ]
+
+
+def _limit_of_order(v: np.ndarray, far: np.ndarray) -> list[np.ndarray]:
+    """`lgamma(v) + v far - log(2) + log1p(-w)`: w is below the last digit for orders above 1."""
+    gamma, digamma = _log_gamma(v + 1)
+    value = gamma - np.log(2 * v) + v * far
+    inside = np.where(v < 0.95, v, 0.75)
+    above, of_above = _log_gamma(2 - inside)
+    w = np.exp(above - np.log1p(-inside) - gamma - 2 * inside * far)
+    w = np.where(v < 0.95, w, 0)
+    of_log_w = 1 / (1 - inside) - of_above - digamma - 2 * far
+    by_log_x = -v * (1 + w) / (1 - w)
+    of_v = digamma - 1 / v + far - w * of_log_w / (1 - w)
+    return [value + np.log1p(-w), by_log_x, of_v]
+
+
+@cache
+def _zeta(s: int) -> np.longdouble:
+    """Riemann's zeta function at s >= 2 in longdouble, by Euler's and Maclaurin's sum."""
+    n = np.longdouble(30)
+    total = sum((np.longdouble(k) ** -s for k in range(29, 0, -1)), np.longdouble(0))
+    tail = n ** (1 - s) / (s - 1) + n**-s / 2
+    for k, b in enumerate(bernoulli(2 * _STIRLING)[2::2], 1):
+        rising = math.prod(s + i for i in range(2 * k - 1))
+        tail = tail + _long(b * rising / math.factorial(2 * k)) * n ** (-s - 2 * k + 1)
+    return total + tail
 
 
 def _log_gamma(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,13 +220,15 @@ def _log_gamma(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     log_2pi = np.log(2 * np.longdouble(np.pi) + 2 * np.longdouble(_PI_LOW))
     gamma = (w - 0.5) * np.log(w) - w + log_2pi / 2
     digamma = np.log(w) - 1 / (2 * w)
-    for k, b in enumerate(_BERNOULLI, 1):
+    for k, b in enumerate(bernoulli(2 * _STIRLING)[2::2], 1):
         gamma = gamma + _long(b / (2 * k * (2 * k - 1))) / w ** (2 * k - 1)
         digamma = digamma - _long(b / (2 * k)) / w ** (2 * k)
     return gamma - np.log(product) - 40 * np.log(np.longdouble(20)), digamma - inverse
 
 
 _PI_LOW = 1.2246467991473532e-16
+_PI = np.longdouble(np.pi) + np.longdouble(_PI_LOW)
+_SMALLEST = np.finfo(float).tiny
 
 
 def _long(number: Fraction) -> np.longdouble:

@@ -108,10 +108,13 @@ def dxx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
         return _along(lambda x: uniform_dx(v, x, f.sign, _terms(f, s), f.scaled), x)
 
     def small(v: jax.Array, x: jax.Array) -> jax.Array:
-        # From the differential equation, which is the same for both functions. Where x is much
-        # larger than v its terms cancel, and the expansion holds.
-        slope, over = _small_dx(f, v, x), v / x
-        return 1 + over * over - slope / x - slope * slope
+        if f.sign > 0:
+            return series.series_dxx(v, x, s.series)
+        # From the differential equation. Where x is much larger than v its terms cancel, and the
+        # expansion holds. A square over x might be infinite where their difference is not.
+        t = _integral_or_limit(v, x, s, integral.integral_dlogx, integral.small_dlogx)
+        inverse = 1 / x
+        return 1 + ((v - t) * (v + t) - t) * inverse * inverse
 
     return _chosen(f, v, x, far, small)
 
@@ -135,7 +138,7 @@ def _small_dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
     s = _scheme(v)
     if f.sign > 0:
         return series.series_dx(v, x, s.series)
-    return _integral_or_limit(v, x, s, integral.integral_dx, integral.small_dx)
+    return _integral_or_limit(v, x, s, integral.integral_dlogx, integral.small_dlogx) / x
 
 
 def _chosen(f: Function, v: jax.Array, x: jax.Array, far: Piece, near: Piece) -> jax.Array:

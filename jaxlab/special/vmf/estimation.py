@@ -117,13 +117,17 @@ def _fit(axis: int, steps: int, y: jax.Array, total: jax.Array) -> tuple[jax.Arr
 
 def direction(mean: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Unit vectors along means (..., p), the first of the basis for 0; and lengths, at most 1."""
-    square = jnp.sum(mean * mean, axis=-1)
-    some = square != 0  # of NaN, too, which nothing is to hide
+    # In units of the largest coordinate, whose square may be below the smallest number.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(mean), axis=-1))
+    some = largest != 0  # of NaN, too, which nothing is to hide
+    unit = jnp.where(some, largest, jnp.ones_like(largest))
+    scaled = mean / unit[..., None]
+    square = jnp.sum(scaled * scaled, axis=-1)
     length = jnp.sqrt(jnp.where(some, square, jnp.ones_like(square)))
     first = jnp.zeros_like(mean).at[..., 0].set(1)
-    mu = jnp.where(some[..., None], mean / length[..., None], first)
+    mu = jnp.where(some[..., None], scaled / length[..., None], first)
     # Rounding takes the mean of equal points out of the ball.
-    return mu, jnp.where(some, jnp.minimum(length, 1), jnp.zeros_like(square))
+    return mu, jnp.where(some, jnp.minimum(length * unit, 1), jnp.zeros_like(square))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

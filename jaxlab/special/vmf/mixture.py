@@ -47,7 +47,12 @@ def component_log_prob(y: jax.Array, mu: jax.Array, kappa: jax.Array) -> jax.Arr
     """
     p = y.shape[-1]
     constants = log_constant(float(p), True, jnp.full_like(kappa, p), kappa)
-    return constants[None, :] + kappa[None, :] * (y @ mu.T - 1)
+    return constants[None, :] + kappa[None, :] * (exact_product(y, mu.T) - 1)
+
+
+def exact_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`x @ y` in the arrays' own precision: kappa multiplies what a GPU's default rounds away."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def vmf_mixture_log_prob(y: Any, mixture: VmfMixture) -> jax.Array:
@@ -81,7 +86,8 @@ def vmf_mixture_step(
 
     A component that is left without points keeps its direction and concentration, with weight 0.
     The likelihood has no bound where a component holds one point only: its kappa is then as large
-    as the dtype can tell from infinite, unless there is a prior.
+    as the dtype can tell from infinite, unless there is a prior. Without any weight the mixture is
+    what it was, and its likelihood 0.
 
     Args:
       y: unit vectors (n, p).
@@ -116,13 +122,14 @@ def _step(
     joint = _joint_of(y, mixture)
     likelihood = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
     share = jnp.exp(joint - likelihood) * weight[:, None]
-    held, total = jnp.sum(share, axis=0), jnp.sum(weight)
+    held, given = jnp.sum(share, axis=0), jnp.sum(weight)
+    total = jnp.where(given == 0, jnp.ones_like(given), given)
     empty = held <= jnp.finfo(held.dtype).tiny
-    mean = (share.T @ y) / jnp.where(empty, jnp.ones_like(held), held + prior)[:, None]
+    mean = exact_product(share.T, y) / jnp.where(empty, jnp.ones_like(held), held + prior)[:, None]
     mu, r = direction(mean)
     found = vmf_kappa_from_r(y.shape[-1], jnp.minimum(r, below_one(r.dtype)))
     new = VmfMixture(
-        jnp.log(held / total),
+        jnp.where(given == 0, mixture.log_weights, jnp.log(held / total)),
         jnp.where(empty[:, None], mixture.mu, mu),
         jnp.where(empty, mixture.kappa, found),
     )
@@ -163,7 +170,7 @@ def _start(components: int, key: jax.Array, y: jax.Array) -> VmfMixture:
 
     def draw(distance, key):
         row = y[jax.random.categorical(key, jnp.log(distance))]
-        left = jnp.minimum(distance, jnp.maximum(1 - y @ row, 0))
+        left = jnp.minimum(distance, jnp.maximum(1 - exact_product(y, row), 0))
         # Where all points have been met, any may be drawn again.
         return jnp.where(jnp.any(left > 0), left, jnp.ones_like(left)), row
 
