@@ -186,16 +186,21 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def rewritten(text: str) -> str:
+    """The page with what the stored results say between its markers; itself without results."""
+    head, _, rest = text.partition(_BEGIN)
+    tail = rest.partition(_END)[2]
+    records = stored(NAME)
+    return f"{head}{_BEGIN}\n{content(records[0])}\n{_END}{tail}" if records else text
+
+
 def main() -> None:
     """Rewrites the page and the image."""
     records = stored(NAME)
     if not records:
         sys.exit(f"minilm_page: benchmarks/results has no {NAME}; run minilm.py first")
     page = ROOT / "docs" / "minilm.md"
-    head, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
-    tail = rest.partition(_END)[2]
-    text = f"{head}{_BEGIN}\n{content(records[0])}\n{_END}{tail}"
-    page.write_text(text, encoding="utf-8")
+    page.write_text(rewritten(page.read_text(encoding="utf-8")), encoding="utf-8")
     fidelity(records[0]["result"]).savefig(ROOT / "docs" / "minilm_fidelity.png")
 
 

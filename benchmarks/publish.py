@@ -17,8 +17,10 @@ from typing import Any
 
 from claim import CPU, ROOT, Claim, machine, spread, stored, table, verdict
 from compression_pages import low_rank_page, reverse_page
+from minilm_page import rewritten as minilm_rewritten
 from nm_page import language_model_page
 from publish_compression import COMPRESSION_CLAIMS, reverse_facts
+from publish_decoding import decoding_page
 from publish_gphm import GPHM_CLAIMS, GPHM_FACTS, gphm_page
 from publish_kernels import KERNEL_CLAIMS, kernels_page
 from publish_kron import KRON_CLAIMS, kron_page
@@ -300,6 +302,7 @@ BLOCKS = {
     "docs/gphm.md": gphm_page,
     "docs/kron.md": kron_page,
     "docs/kernels.md": kernels_page,
+    "docs/generation.md": decoding_page,
     "docs/special/bessel.md": bessel_page,
     "docs/special/vmf.md": vmf_page,
     "README.md": readme_table,
@@ -314,6 +317,8 @@ def main() -> None:
     pages: dict[Path, Callable[[str], str]] = {
         ROOT / name: partial(rewritten, content=content) for name, content in BLOCKS.items()
     }
+    # Its markers name what draws its plot too.
+    pages[ROOT / "docs" / "minilm.md"] = minilm_rewritten
     for path in sorted((ROOT / "configs").glob("*.py")):
         pages[path] = partial(with_config_facts, config=path.stem)
     stale = []

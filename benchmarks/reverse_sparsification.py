@@ -1,7 +1,7 @@
 """Monarch for a part of the steps, dense for the rest, against dense and Monarch throughout.
 
     python benchmarks/reverse_sparsification.py --minutes=9     # one GPU; the same again to go on
-    python benchmarks/reverse_sparsification.py --size=small --seeds=3     # 2 CPU cores
+    python benchmarks/reverse_sparsification.py --size=small --seeds=3 --steps=150   # 2 CPU cores
 
 All runs take the same steps of configs/monarch_python_source.py with the same data and schedule.
 """
@@ -17,6 +17,8 @@ _STEPS = flags.DEFINE_integer("steps", 0, "Steps; 0 for the config's.")
 _MINUTES = flags.DEFINE_float("minutes", 1e9, "No run is begun that would end after so many.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
 
+# A small run would take as long to be judged as to be trained by all of the held-out text.
+_EVAL_BYTES = {"small": 65_536, "large": 262_144}
 VARIANTS = {
     "dense": "dense",
     "monarch": "",
@@ -30,6 +32,7 @@ def config(argument: str, seed: int):
     parts = [argument, f"size={_SIZE.value}", f"seed={seed}"]
     c = config_of("monarch_python_source", ",".join(filter(None, parts)))
     c.steps = _STEPS.value or c.steps
+    c.data.eval_bytes = _EVAL_BYTES[_SIZE.value]
     # Of float32 products what the device finds fast: the model's own dtype decides the rest.
     c.matmul_precision = "default"
     return c

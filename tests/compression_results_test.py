@@ -97,11 +97,57 @@ def small():
 def test_monarch_is_judged_against_dense_at_both_budgets(module, small):
     claims = module("publish_monarch")
     assert claims.points(small, "dense to sparse 50 %", "monarch 50 %") == pytest.approx([0.3] * 2)
-    assert verdicts(claims.MONARCH_CLAIMS, small) == ["reproduced"] * 3
+    judged = [c for c in claims.MONARCH_CLAIMS if c.benchmark == claims.SMALL]
+    assert verdicts(judged, small) == ["reproduced"] * 3
     small["cells"]["monarch 25 %"]["accuracy"] = [0.89, 0.89]
     small["cells"]["dense to sparse 50 %"]["accuracy"] = [0.897, 0.897]
     small["cells"]["projected, rank 16"]["accuracy"] = [0.7, 0.7]
-    assert verdicts(claims.MONARCH_CLAIMS, small) == ["**not reproduced**"] * 3
+    assert verdicts(judged, small) == ["**not reproduced**"] * 3
+
+
+def test_a_small_result_is_judged_and_shown_beside_the_large_one(module, small, monkeypatch):
+    claims = module("publish_monarch")
+    assert {c.benchmark for c in claims.MONARCH_CLAIMS} == {claims.LARGE, claims.SMALL}
+    data = {"name": "digits", "train_items": 9, "eval_items": 3}
+    record = {"device": "cpu", "processors": 2, "versions": {"jax": "1", "flax": "2"}}
+    record["result"] = small | {"data": data}
+    by_name = {claims.SMALL: [record], claims.LARGE: []}
+    monkeypatch.setattr(claims, "stored", by_name.get)
+    page = " ".join(claims.monarch_small_page().split())
+    assert "2 epochs (4 steps of 8 images) of digits" in page
+
+
+@pytest.fixture
+def encoder():
+    """Three draws of two methods, and of one that uses no data."""
+    values = {"lord_centred 0.7": [0.94, 0.95, 0.96], "asvd 0.7": [0.85, 0.86, 0.89]}
+    cells = {k: {"draws": [0, 1, 2], "mean_cosine": v} for k, v in values.items()}
+    return {"cells": cells | {"svd 0.7": {"draws": [0], "mean_cosine": [0.7]}}}
+
+
+@pytest.mark.parametrize(
+    ("least", "found"),
+    # Differences of 0.09, 0.09 and 0.07: mean 0.0833, standard error 0.0067.
+    [(0.06, "reproduced"), (0.08, "undecided"), (0.1, "**not reproduced**")],
+)
+def test_encoders_are_judged_in_the_mean_beyond_a_standard_error(module, encoder, least, found):
+    claims = module("publish_minilm")
+    pairs = [("lord_centred 0.7", "asvd 0.7"), ("lord_centred 0.7", "svd 0.7")]
+    word, notes = claims.judged(encoder, pairs, "mean_cosine", [least, 0.1])
+    assert word == found
+    assert len(notes) == (found != "reproduced")
+    assert all(f"{1 if least < 0.09 else 3} of 3 draws" in note for note in notes)
+
+
+def test_a_draw_against_the_mean_is_said_beside_the_verdict(module, encoder):
+    claims = module("publish_minilm")
+    encoder["cells"]["asvd 0.7"]["mean_cosine"] = [0.90, 0.91, 0.9601]
+    pair = ("lord_centred 0.7", "asvd 0.7")
+    word, notes = claims.judged(encoder, [pair], "mean_cosine")
+    assert word == "reproduced"
+    assert notes == ["LoRD centred 0.7 above ASVD 0.7: reproduced, not so in 1 of 3 draws"]
+    figures = claims._each(list(pair), "mean_cosine", [pair])(encoder)
+    assert "LoRD centred 0.7 - ASVD 0.7 +0.0266 ± 0.0134 (-0.0001)" in figures
 
 
 def test_the_claims_ask_for_cells_that_the_benchmark_makes(module):
