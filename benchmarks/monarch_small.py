@@ -1,7 +1,7 @@
 """Structured hidden layers in an MLP of d-1024-1024-10: accuracy at equal parameters.
 
     python benchmarks/monarch_small.py                                       # one GPU, minutes
-    python benchmarks/monarch_small.py --size=small --seeds=2 --epochs=4     # 2 CPU cores, digits
+    python benchmarks/monarch_small.py --size=small --seeds=5                # 2 CPU cores, digits
 
 The kernel of 1024 x 1024 is dense, Monarch with 4 blocks, low rank or block-diagonal. All variants
 take the same epochs; dense to sparse trains a dense kernel for all epochs but the last, projects it
