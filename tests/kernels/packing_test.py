@@ -23,7 +23,7 @@ def test_round_trip_under_jit(kind):
     def back(qs):
         return [unpack(pack(q, kind, width=16)) for q in qs]
 
-    qs = [numbers(kind, (64, k)) for k in (64, 128, 384)]
+    qs = [numbers(kind, (n, k)) for n, k in ((64, 384), (128, 64), (384, 128))]
     for q, got in zip(qs, jax.jit(back)([jnp.asarray(q) for q in qs]), strict=True):
         np.testing.assert_array_equal(np.asarray(got), q)
 
@@ -61,12 +61,20 @@ def test_bit_tricks_give_every_number_exactly(kind):
 )
 def test_sparse_planes_come_back(n, m, block):
     rng = np.random.default_rng(m + n)
-    blocks = rng.random((6, 384 // (m * block), m)).argsort(-1) < n
-    mask = np.repeat(blocks.reshape(6, -1), block, 1)
-    w = jnp.where(mask, jnp.asarray(rng.normal(size=mask.shape), jnp.bfloat16), jnp.bfloat16(0))
-    packed = jax.jit(lambda w, mask: pack_nm(w, mask, n, m, block=block))(w, jnp.asarray(mask))
-    np.testing.assert_array_equal(np.asarray(unpack_nm(packed)), np.asarray(w))
-    assert packed.values.size * m == w.size * n
+
+    @jax.jit
+    def there_and_back(w, mask):
+        packed = pack_nm(w, mask, n, m, block=block)
+        return packed, unpack_nm(packed)
+
+    for n_out, k, cases in ((6, 384, 30), (64, 64, 1), (128, 128, 1)):
+        for _ in range(cases):
+            blocks = rng.random((n_out, k // (m * block), m)).argsort(-1) < n
+            mask = np.repeat(blocks.reshape(n_out, -1), block, 1)
+            w = np.where(mask, rng.normal(size=mask.shape), 0).astype(jnp.bfloat16)
+            packed, back = there_and_back(jnp.asarray(w), jnp.asarray(mask))
+            np.testing.assert_array_equal(np.asarray(back), w)
+            assert packed.values.size * m == w.size * n
 
 
 def test_numbers_out_of_range_leave_their_neighbours_alone_under_jit():

@@ -165,6 +165,12 @@ def _dots(jaxpr):
                 yield from _dots(inner)
 
 
+def test_shapes_are_known_without_computing():
+    x, packed, scale, _, _ = problem("int4", 8, 64, 6, 2)
+    shapes = jax.eval_shape(lambda x: quantized_matmul(x, packed, scale), x.reshape(3, 2, 64))
+    assert (shapes.shape, shapes.dtype) == ((3, 2, 8), jnp.bfloat16)
+
+
 def test_a_batch_of_weights():
     x, packed, scale, _, _ = problem("int4", 8, 64, 2, 2, dtype=jnp.float32)
     scales = jnp.stack([scale, 2 * scale])
