@@ -76,10 +76,10 @@ def test_kappa_undoes_the_resultant_whatever_the_dimension():
 def test_kappa_at_the_edges():
     with jax.enable_x64(True):
         r = jnp.array([0.0, 1.0, -0.1, 1.1, jnp.nan])
-        found = vmf_kappa_from_r(64, r)
-        slopes = jax.jit(jax.grad(lambda r: jnp.sum(vmf_kappa_from_r(64, r))))(r)
+        found = vmf_kappa_from_r(7, r)
+        slopes = jax.jit(jax.grad(lambda r: jnp.sum(vmf_kappa_from_r(7, r))))(r)
         np.testing.assert_array_equal(found, [0, np.inf, np.nan, np.nan, np.nan])
-        np.testing.assert_array_equal(slopes[:2], [64, np.inf])
+        np.testing.assert_array_equal(slopes[:2], [7, np.inf])
 
 
 def test_derivatives_of_kappa_are_implicit():
@@ -168,12 +168,11 @@ def test_dtypes_and_edges_of_the_density():
 
 
 def test_divergence_is_the_mean_of_the_difference():
-    # Of 64 dimensions, because those of large orders compile in a third of the time.
-    mu, other = unit(3, 64), unit(4, 64)
+    mu, other = unit(3, 4), unit(4, 4)
     with jax.enable_x64(True):
         # Both densities depend on two cosines; E_f[y] = A mu.
-        gap = vmf_log_normalizer(64, 5.0) - vmf_log_normalizer(64, 2.0)
-        mean = vmf_mean_resultant(64, 5.0)
+        gap = vmf_log_normalizer(4, 5.0) - vmf_log_normalizer(4, 2.0)
+        mean = vmf_mean_resultant(4, 5.0)
         expected = gap + mean * (5.0 - 2.0 * mu @ other)
         assert vmf_kl_divergence(mu, 5.0, other, 2.0) == pytest.approx(float(expected), rel=1e-13)
         assert vmf_kl_divergence(mu, 5.0, mu, 5.0) == 0
