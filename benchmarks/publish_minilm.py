@@ -218,6 +218,7 @@ def _keys(*methods: str, ratios: tuple[float, ...] = RATIOS) -> list[str]:
 
 _DECOMPOSITIONS = ("lord_centred", "lord", "whiten", "asvd", "svd")
 _AT_07 = _keys("lord_centred", *_MARGINS, ratios=(0.7,))
+_WEIGHTED = _keys("kfac", "lord_centred")
 _GREEDY = _keys("greedy", "lord_centred")
 _PATTERNS = ("2:4", "4:8")
 _MASKS = ("sparsegpt", "wanda", "magnitude")
@@ -228,6 +229,7 @@ _ORDER: list[Pair] = [
     for r in RATIOS
     for better, worse in (("lord_centred", "lord"), ("lord", "asvd"), ("lord", "svd"))
 ]
+_BY_GRADIENTS: list[Pair] = [(f"kfac {r}", f"lord_centred {r}") for r in RATIOS]
 _BY_SPECTRA: list[Pair] = [(f"greedy {r}", f"lord_centred {r}") for r in RATIOS]
 _NM_ORDER: list[Pair] = [
     *((f"{a} {p}", f"{b} {p}") for a, b in itertools.pairwise(_MASKS) for p in _PATTERNS),
@@ -249,6 +251,12 @@ MINILM_CLAIMS = [
     Claim(
         "The gaps below centred LoRD grow with compression",
         "ours", COMMAND, NAME, _gap_words, _growing, _keys(*_DECOMPOSITIONS),
+    ),
+    Claim(
+        "Weighted by gradients too (K-FAC), low rank is at least as good as centred LoRD at equal "
+        "parameters (mean cosine)",
+        "ours", COMMAND, NAME, _each(_WEIGHTED, "mean_cosine", _BY_GRADIENTS),
+        _always(_BY_GRADIENTS, "mean_cosine"), _WEIGHTED,
     ),
     Claim(
         "Ranks by spectra (greedy) are at least as good as uniform ones at equal parameters (mean "
