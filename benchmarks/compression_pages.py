@@ -88,7 +88,7 @@ def _training(record: dict[str, Any]) -> list[str]:
 def _against(result: Any, variant: str) -> list[str]:
     over = above(result, variant, "dense") if variant in VARIANTS[1:] else []
     under = above(result, "monarch", variant) if variant in SWITCHED else []
-    share = f"{closed(result, variant):.0f} %" if under else ""
+    share = f"{round(closed(result, variant))} %" if under else ""
     return [*(with_error(x) if x else "" for x in (over, under)), share]
 
 

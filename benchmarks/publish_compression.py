@@ -145,7 +145,7 @@ def closed(result: Any, variant: str) -> float:
 
 
 def _closed_words(result: Any) -> str:
-    parts = [f"{v} {closed(result, v):.0f} %" for v in SWITCHED]
+    parts = [f"{v} {round(closed(result, v))} %" for v in SWITCHED]
     gain = with_error(above(result, *SWITCHED))
     return (
         f"gap closed: {', '.join(parts)}; bits per byte that more dense steps save {gain} "
