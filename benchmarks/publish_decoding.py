@@ -20,7 +20,7 @@ def decoding_page() -> str:
 
 
 def _table(result: Any) -> str:
-    head = ["method", "batch", "MB", "tokens/s", "dense tokens/s", "ratio", "all bytes once a token"]
+    head = ["method", "batch", "MB", "tokens/s", "dense tokens/s", "ratio", "floor, tokens/s"]
     rows = []
     for cell in result["cells"].values():
         ratios = sorted(cell["ratio"])
@@ -32,7 +32,7 @@ def _table(result: Any) -> str:
                 f"{statistics.median(cell['tokens_per_second']):.0f}",
                 f"{statistics.median(cell['dense']):.0f}",
                 f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-                f"{cell['most']:.0f}",
+                "" if cell["most"] is None else f"{cell['most']:.0f}",
             ]
         )
     return table(head, rows)
