@@ -68,8 +68,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def parameters(size: Size, method: str) -> tuple[Network, Any]:
-    """The model, and its parameters by a method; one layer is compressed, and copied for all."""
+def parameters(size: Size, rule: tuple[str, dict[str, Any]] | None) -> tuple[Network, Any]:
+    """The model, and its parameters by a method, or dense; one layer is compressed, and copied."""
     network = Network({**size.section, "dtype": size.dtype})
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     one = {**shapes, "layers": {0: shapes["layers"][0]}}
@@ -78,8 +78,8 @@ def parameters(size: Size, method: str) -> tuple[Network, Any]:
     dtype = jnp.dtype(size.dtype)
     drawn = [_draw(key, x.shape, dtype) for key, x in zip(keys, leaves, strict=True)]
     params = tree.unflatten(drawn)
-    if method != "dense":
-        name, hyper = METHODS[method]
+    if rule is not None:
+        name, hyper = rule
         params = jaxlab.compress(params, [(_KERNELS, name, hyper)], key=jax.random.key(1))
         params = jaxlab.finalize(params)
     layers = {i: jax.tree.map(jnp.copy, params["layers"][0]) for i in range(size.section["depth"])}
@@ -102,7 +102,7 @@ def rate(network: Network, params: Any, size: Size, batch: int) -> float:
 
 def cell(size: Size, method: str, batch: int, dense: Any, speed: float | None) -> dict[str, Any]:
     """Rates of a method and of dense, in turns."""
-    network, params = parameters(size, method)
+    network, params = parameters(size, METHODS[method])
     nbytes = jaxlab.nbytes(params)
     # The table of words is only looked up.
     read = nbytes - params["embed"]["embedding"].nbytes
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
     result["settings"] = [f"dtype {size.dtype}", *(["machine shared"] if _SHARED.value else [])]
     result["section"] = size.section
     result["bandwidth"] = None if jax.default_backend() == "cpu" else copy_bandwidth()
-    _, dense = parameters(size, "dense")
+    _, dense = parameters(size, None)
     for method in METHODS:
         for batch in BATCHES:
             key = f"{method} b{batch}"
