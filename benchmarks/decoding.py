@@ -4,9 +4,9 @@
     python benchmarks/decoding.py --size=small   # 2 CPU cores: width 512, 4 layers, float32
 
 Every method is called by `jaxlab.models.generation.generate`, as `python -m jaxlab.generate` does,
-and dense is measured again in every round beside it. On a GPU there is a floor: all parameters are
-read once a token, at the bandwidth of a copy; a CPU may hold them in its caches. What is stored is
-not run again.
+and dense is measured again in every round beside it. On a GPU there is a bound: all parameters but
+the table of words are read once a step, at the bandwidth of a copy; a CPU may hold them in caches.
+What is stored is not run again.
 """
 
 import functools
@@ -149,7 +149,7 @@ def main(argv: list[str]) -> None:
                 f"[{time.monotonic() - began:.0f} s] {key}: "
                 f"{statistics.median(found['tokens_per_second']):.1f} tokens/s, dense "
                 f"{statistics.median(found['dense']):.1f}, ratio {statistics.median(ratios):.2f} "
-                f"({ratios[0]:.2f} to {ratios[-1]:.2f}), floor {found['most']}",
+                f"({ratios[0]:.2f} to {ratios[-1]:.2f}), at most {found['most']}",
                 flush=True,
             )
 

@@ -189,7 +189,7 @@ def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
             "k": [min(m[2] for m in cells), max(m[2] for m in cells)],
         }
         for family, cells in measured.items()
-        if all(wins for *_, wins in cells)
+        if all(wins for *_, wins in cells) and _is_grid(cells)
     }
     return {
         "device": record["device"].replace("-", " "),
@@ -200,8 +200,15 @@ def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
     }
 
 
+def _is_grid(cells: list[tuple[int, int, int, bool]]) -> bool:
+    """Whether all corners between the sizes were measured."""
+    rows, n, k, _ = (set(values) for values in zip(*cells, strict=True))
+    return len({cell[:3] for cell in cells}) == len(rows) * len(n) * len(k)
+
+
 def _least(step: int) -> int:
-    return max((s + 1 for s in STEPS if s < step), default=1)
+    # Beyond the last step every number of rows is one of its own.
+    return step if step > STEPS[-1] else max((s + 1 for s in STEPS if s < step), default=1)
 
 
 def write_configs() -> None:

@@ -20,7 +20,7 @@ def decoding_page() -> str:
 
 
 def _table(result: Any) -> str:
-    head = ["method", "batch", "MB", "tokens/s", "dense tokens/s", "ratio", "floor, tokens/s"]
+    head = ["method", "batch", "MB", "tokens/s", "dense tokens/s", "ratio", "most, tokens/s"]
     rows = []
     for cell in result["cells"].values():
         ratios = sorted(cell["ratio"])

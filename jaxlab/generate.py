@@ -116,7 +116,8 @@ def write(writer: Writer, options: argparse.Namespace) -> None:
     first = time.perf_counter() - began
     # Without a temperature all rows are the same.
     for row in rows if options.temperature else rows[:1]:
-        print(options.prompt + writer.decode(row))
+        # Whole: a text may be more than those of its parts.
+        print(writer.decode(np.concatenate([tokens, row])))
     seconds = []
     for _ in range(options.repeat):
         began = time.perf_counter()

@@ -56,13 +56,16 @@ class Attention(nnx.Module):
     def extend(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, length: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The same of tokens that follow `length` others, and keys and values with theirs."""
-        positions = length + jnp.arange(x.shape[1])
+        """The same of tokens that follow `length` others, and keys and values with theirs.
+
+        By XLA in float32, whatever the implementation: logits take (T, S) numbers for each head.
+        """
+        positions = length + jnp.arange(x.shape[1], dtype=length.dtype)
         q, k, v = self._heads(x, positions)
         keys = jax.lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype), length, 1)
         values = jax.lax.dynamic_update_slice_in_dim(values, v.astype(values.dtype), length, 1)
-        seen = jnp.arange(keys.shape[1])[None, None, :] <= positions[None, :, None]
-        # The fused kernel is for long sequences, and one query has none.
+        places = jnp.arange(keys.shape[1], dtype=length.dtype)
+        seen = places[None, None, :] <= positions[None, :, None]
         y = attention(q, keys, values, causal=False, mask=seen)
         return self.out(y.reshape(x.shape)), keys, values
 

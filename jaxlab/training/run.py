@@ -130,6 +130,9 @@ class Run:
         at_once = config["steps_per_call"]
         key = stream(config["seed"], "phases")
         done = sum(phase.step < start for phase in experiment.phases)
+        # A teacher is in memory only as long as ours is not.
+        if hasattr(experiment.task, "prepare"):
+            experiment.task.prepare()
         state = self._restore(start, done, checkpoints) if start else self._init()
         watch, under_way = _Stopwatch(), deque()
         step_fn = None
@@ -217,9 +220,6 @@ class Run:
         return final, {"trained": self._evaluate(now), "finalized": self._evaluate(final)}
 
     def _init(self) -> TrainState:
-        # A teacher is in memory only as long as ours is not.
-        if hasattr(self.experiment.task, "prepare"):
-            self.experiment.task.prepare()
         state = self.experiment.init_state(self.experiment.initial_params())
         return put_tree(state, self.experiment.shardings(state))
 

@@ -94,6 +94,14 @@ def test_draws_are_those_of_the_key_and_follow_the_softmax():
     assert np.all(np.abs(shares - expected) < 4.5 * error + 1e-3)
 
 
+def test_tokens_are_the_same_in_a_context_of_float64():
+    graph, params = model(depth=1)
+    expected = generate(graph, params, jnp.asarray(TOKENS[:, :3]), length=4)
+    with jax.enable_x64(True):
+        got = generate(graph, params, jnp.asarray(TOKENS[:, :3]), length=4)
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_a_cold_draw_is_the_likeliest():
     graph, params = model(depth=1)
     prompt = jnp.asarray(TOKENS[:, :3])
