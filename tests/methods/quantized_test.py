@@ -61,15 +61,16 @@ def test_a_rule_makes_it():
     )
 
 
-@pytest.mark.parametrize("rows", [16, 4, 1000])
+@pytest.mark.parametrize("rows", [16, 9, 8, 1000])
 def test_a_measured_gpu_is_given_the_kernel(on_an_h100, rows):
     w = jax.eval_shape(lambda w: Quantized.from_dense(w), jnp.zeros((8192, 8192), jnp.bfloat16))
     x = jax.ShapeDtypeStruct((rows, 8192), jnp.bfloat16)
     with on_an_h100("NVIDIA H100 80GB HBM3"):
         traced = jax.jit(lambda x, w: x @ w).trace(x, w)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    # It was measured with jax 0.11, and earlier versions are not taken to compile it.
-    taken = rows <= 16 and jax.__version_info__ >= (0, 11)
+    # It was measured at 16 rows, which cost what 9 do, and with jax 0.11; earlier versions are not
+    # taken to compile it.
+    taken = 9 <= rows <= 16 and jax.__version_info__ >= (0, 11)
     assert text.count("mosaic_gpu_v2") == taken
 
 
