@@ -110,9 +110,8 @@ def _windows_backward(convolve, saved, dy):
     # All is linear in x, and the sum of a convolution's windows is the gradient of the sum of its
     # outputs: no window is written down, and only the sum of the images is convolved.
     image = jnp.sum(x, axis=0, keepdims=True, dtype=ta.dtype)
-    own = varied(
-        one.astype(ta.dtype), varying(image)
-    )  # else the gradient is of all devices already
+    # Otherwise the gradient is that of all devices already.
+    own = varied(one.astype(ta.dtype), varying(image))
     with jax.default_matmul_precision("highest"):
         outputs, pull = jax.vjp(lambda w: convolve(image, w), own)
         (windows,) = pull(jnp.ones_like(outputs))

@@ -49,7 +49,7 @@ def test_it_inverts_and_is_symmetric_with_eigenvalues_below_one_over_the_damping
         f = static_factor(jnp.asarray(g), damp)
         inverse = np.asarray(jax.vmap(lambda x: static_ihvp(f, x))(jnp.eye(20)))
     fisher = damp * np.eye(20) + g.T @ g / 8
-    np.testing.assert_allclose(inverse @ fisher, np.eye(20), atol=1e-12 / damp)
+    np.testing.assert_allclose(inverse @ fisher, np.eye(20), atol=1e-11)
     np.testing.assert_allclose(inverse, inverse.T, atol=1e-12 / damp)
     values = np.linalg.eigvalsh(inverse)
     assert values.min() > 0
