@@ -19,7 +19,6 @@ from jax import lax
 
 from jaxlab.core.varying import varied, varying
 from jaxlab.kernels.packing import LAYOUT_VERSION
-from jaxlab.kernels.plan import Config, Plan
 
 VERSION = jax.__version_info__[:2]
 # Of these an op has some: what it has not is refused with NotImplementedError, as on a CPU.
@@ -125,9 +124,8 @@ class Problem(Protocol):
         """Under which a measurement is stored."""
         ...
 
-    @property
-    def plan(self) -> Plan:
-        """The sizes of the kernel."""
+    def cut(self, stored: Mapping[str, Any] | None) -> Any:
+        """How its kernel is cut: a stored configuration, or else by a rule of thumb."""
         ...
 
 
@@ -135,18 +133,17 @@ class Chosen(NamedTuple):
     """What runs where nothing is asked for, and how a kernel is cut, whoever asks for it."""
 
     name: str
-    config: Config
+    config: Any
 
 
-def choice(op: str, problem: Problem, config: Config | None) -> Chosen:
+def choice(op: str, problem: Problem, config: Any | None) -> Chosen:
     """What the stored measurements say of a problem; its cut is `config`, the stored one or a rule
     of thumb.
     """
     platform, kind = device()
     entry = (stored(op, kind, problem) if platform != "cpu" else None) or {}
     if config is None:
-        cut = entry.get("config")
-        config = Config(**cut) if cut else next(iter(problem.plan.candidates(1)), Config())
+        config = problem.cut(entry.get("config"))
     return Chosen(entry.get("implementation", "xla"), config)
 
 

@@ -1,7 +1,8 @@
 """How Hopper's products with packed weights are cut: sizes, and configurations that suit them."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Rows of W to a tensor-core product of a warpgroup, and columns in steps of which x is taken.
 TILE = 64
@@ -99,6 +100,10 @@ class Plan:
         if self.shared_bytes(config) > SHARED_BYTES:
             return f"{self.shared_bytes(config)} bytes of shared memory"
         return ""
+
+    def cut(self, stored: Mapping[str, Any] | None) -> Config:
+        """The stored configuration, or the first candidate."""
+        return Config(**stored) if stored else next(iter(self.candidates(1)), Config())
 
     def candidates(self, most: int = 8) -> list[Config]:
         """Configurations that suit, those that fill the machine evenly first.

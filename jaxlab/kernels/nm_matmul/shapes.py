@@ -1,6 +1,7 @@
 """Which problems the kernel takes."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.plan import Config, Plan, steps_of
@@ -51,6 +52,10 @@ class Problem(NamedTuple):
             w_bits=(16,) * (self.n + 1),
             groups=0,
         )
+
+    def cut(self, stored: Mapping[str, Any] | None) -> Config:
+        """As `dispatch.Problem` has it."""
+        return self.plan.cut(stored)
 
 
 def problem_of(rows: int, code: Planar, n: int, m: int, block: int) -> Problem:

@@ -1,6 +1,7 @@
 """Which problems the kernel takes, and which cuts are worth a try."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.plan import Config, Plan, steps_of
@@ -52,6 +53,10 @@ class Problem(NamedTuple):
             w_bits=(16,),
             groups=self.block // self.group if self.group else 0,
         )
+
+    def cut(self, stored: Mapping[str, Any] | None) -> Config:
+        """As `dispatch.Problem` has it."""
+        return self.plan.cut(stored)
 
 
 def problem_of(rows: int, packed: Planar, groups: int) -> Problem:
