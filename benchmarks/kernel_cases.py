@@ -39,20 +39,20 @@ class Case(NamedTuple):
     reference: Product
 
 
-def planar(kind: str, group: int, width: int, rows: int, size: int) -> Case:
+def planar(kind: str, group: int, width: int, rows: int, n_out: int, k: int) -> Case:
     """Integers and scales; random bits are random weights, of any kind."""
-    problem = shapes.Problem(rows, size, size, kind, group, width)
-    columns, groups = size // FORMATS[kind].fields, size // group if group else 1
+    problem = shapes.Problem(rows, n_out, k, kind, group, width)
+    columns, groups = k // FORMATS[kind].fields, k // group if group else 1
 
     @jax.jit
     def make(key: jax.Array) -> Any:
-        scale = jax.random.uniform(key, (groups, size), jnp.bfloat16, 0.5, 1.5)
-        return Planar(bits(key, (size, columns), kind), kind, size, width), (scale, None)
+        scale = jax.random.uniform(key, (groups, n_out), jnp.bfloat16, 0.5, 1.5)
+        return Planar(bits(key, (n_out, columns), kind), kind, k, width), (scale, None)
 
     return Case(
         problem,
-        2 * size * (columns + groups),
-        _copies(make, 2 * size * columns),
+        2 * n_out * (columns + groups),
+        _copies(make, 2 * n_out * columns),
         lambda c: functools.partial(pallas_mosaic_gpu.mosaic_gpu, config=c, interpret=None),
         reference.xla,
         reference.reference,
@@ -66,12 +66,12 @@ def bits(key: jax.Array, shape: tuple[int, int], kind: str) -> jax.Array:
     return words & ~((words >> 1) & jnp.uint16(0x5555)) if kind == "ternary" else words
 
 
-def sparse(n: int, m: int, rows: int, size: int) -> Case:
+def sparse(n: int, m: int, rows: int, n_out: int, k: int) -> Case:
     """N:M planes, with places at random."""
 
     @jax.jit
     def make(key: jax.Array) -> Any:
-        groups = (size, size // m)
+        groups = (n_out, k // m)
         where = jnp.argsort(jax.random.bits(key, (*groups, m), jnp.uint8), -1)[..., :n]
         shift = jnp.arange(n, dtype=jnp.int32) * place_bits(m)
         code = jnp.sum(jnp.sort(where, -1).astype(jnp.int32) << shift, -1)
@@ -81,7 +81,7 @@ def sparse(n: int, m: int, rows: int, size: int) -> Case:
             jax.random.normal(key, (n, *groups), jnp.bfloat16),
         )
 
-    nbytes = 2 * size * size * n // m
+    nbytes = 2 * n_out * k * n // m
     weights = _copies(make, nbytes)
     code = weights[0][0]
     problem = nm_shapes.problem_of(rows, code, n, m, 1)
@@ -100,8 +100,8 @@ def _copies(make: Callable[[jax.Array], Any], nbytes: int) -> list[Any]:
     return [make(key) for key in jax.random.split(jax.random.key(1), copies_of(nbytes))]
 
 
-# By op and kind, the ways to store it that are tried.
-OPS: dict[str, dict[str, list[Callable[[int, int], Case]]]] = {
+# By op and kind, the ways to store it that are tried: of the rows of x, the outputs and the inputs.
+OPS: dict[str, dict[str, list[Callable[[int, int, int], Case]]]] = {
     "quantized_matmul": {
         "int4": [functools.partial(planar, "int4", 128, 64)],
         "int8": [functools.partial(planar, "int8", 0, 64)],
@@ -116,7 +116,14 @@ OPS: dict[str, dict[str, list[Callable[[int, int], Case]]]] = {
 }
 
 
-def cases(op: str, kind: str, rows: int, size: int) -> Iterator[Case]:
+def cases(op: str, kind: str, rows: int, n_out: int, k: int) -> Iterator[Case]:
     """One for each way to store it."""
-    for make in OPS[op][kind]:
-        yield make(rows, size)
+    for way in range(len(OPS[op][kind])):
+        case = _with_weights(op, kind, way, n_out, k)
+        yield case._replace(problem=case.problem._replace(rows=rows))
+
+
+@functools.cache
+def _with_weights(op: str, kind: str, way: int, n_out: int, k: int) -> Case:
+    # Weights are drawn once for all numbers of rows.
+    return OPS[op][kind][way](1, n_out, k)
