@@ -1,0 +1,200 @@
+"""Which Monarch products the kernel takes, and which cuts are worth a try."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jaxlab.kernels.plan import PROCESSORS, SHARED_BYTES, steps_of
+
+# The rows of a tensor-core product, which are outputs in the first stage and rows of x in the
+# second; and the widest block that is held in shared memory whole.
+TILE = 64
+WIDEST = 256
+MOST_WARPGROUPS = 8
+# What a block of threads takes beside what is asked for, and registers of 32 bits to a processor.
+RESERVED_BYTES = 1024
+REGISTERS = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How both stages are cut.
+
+    Attributes:
+      batch_tile: rows of x that are multiplied at once.
+      part: the most outputs of a block that a block of threads computes.
+      ways: warpgroups of a block of threads; each has rows of x of its own.
+      stages: tiles of the operand in flight, for each warpgroup.
+      outs: tiles of the result in flight, for each warpgroup.
+      blocks: blocks of threads that a processor holds.
+      backwards: whether the second stage begins with the rows that the first wrote last, which a
+        cache may still have.
+    """
+
+    batch_tile: int = 64
+    part: int = 128
+    ways: int = 4
+    stages: int = 3
+    outs: int = 1
+    blocks: int = 1
+    backwards: bool = True
+
+
+class Stage(NamedTuple):
+    """A block-diagonal product: so many blocks of (outputs, inputs)."""
+
+    blocks: int
+    inputs: int
+    outputs: int
+
+    def part(self, config: Config) -> int:
+        """Outputs to a block of threads."""
+        return next(
+            (p for p in range(min(config.part, self.outputs), 0, -TILE) if self.outputs % p == 0),
+            self.outputs,
+        )
+
+    def groups(self, tiles: int, config: Config) -> int:
+        """Blocks of threads among which the tiles of a part's rows are dealt."""
+        room = PROCESSORS * config.blocks // (self.blocks * (self.outputs // self.part(config)))
+        return max(1, min(room, -(-tiles // config.ways)))
+
+    def shared_bytes(self, config: Config) -> int:
+        """Shared memory of a block of threads."""
+        part, rows = self.part(config), config.batch_tile
+        in_flight = config.stages * rows * self.inputs + config.outs * rows * part
+        return 2 * (part * self.inputs + config.ways * in_flight) + RESERVED_BYTES
+
+
+class Problem(NamedTuple):
+    """A product of `rows` of x with `blocks` blocks of `width` inputs, then with `out_blocks` of
+    `out_width` outputs; each of the first feeds each of the second `rank` numbers.
+
+    `blocked` is whether the outputs, and `blocked_inputs` whether the inputs are in the order of
+    their blocks and not interleaved.
+    """
+
+    rows: int
+    blocks: int
+    width: int
+    out_blocks: int
+    out_width: int
+    rank: int
+    blocked: bool = True
+    blocked_inputs: bool = True
+
+    @property
+    def first(self) -> Stage:
+        """The product with x."""
+        return Stage(self.blocks, self.width, self.out_blocks * self.rank)
+
+    @property
+    def second(self) -> Stage:
+        """The product with what comes of it."""
+        return Stage(self.out_blocks, self.blocks * self.rank, self.out_width)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.out_blocks * self.out_width, self.blocks * self.width
+
+    @property
+    def family(self) -> str:
+        """What is measured together."""
+        orders = [
+            "blocked" if blocked else "interleaved"
+            for blocked in (self.blocked_inputs, self.blocked)
+        ]
+        return f"{self.blocks}-{self.out_blocks}-{self.rank}/{'-'.join(orders)}"
+
+    @property
+    def key(self) -> str:
+        """Under which a measurement is stored; few rows in steps, as they cost the same."""
+        outputs, inputs = self.sizes
+        return f"{self.family}/{outputs}x{inputs}/b{steps_of(self.rows)}"
+
+    def tiles(self, config: Config) -> int:
+        """Tiles of rows, the last one padded."""
+        return -(-self.rows // config.batch_tile)
+
+    def cut(self, stored: Mapping[str, Any] | None) -> Config:
+        """As `dispatch.Problem` has it."""
+        if stored is not None:
+            return Config(**stored)
+        return next(self._fitting(), Config())
+
+    def candidates(self, most: int = 24) -> list[Config]:
+        """Configurations that suit, the most promising first."""
+        return list(itertools.islice(self._fitting(), most))
+
+    def _fitting(self) -> Iterator[Config]:
+        def rank(config: Config) -> tuple[Any, ...]:
+            stages = self.first, self.second
+            rounds = max(
+                -(-self.tiles(config) // (config.ways * stage.groups(self.tiles(config), config)))
+                for stage in stages
+            )
+            # Bytes that a processor waits for at once hide the latency; few rounds waste none.
+            in_flight = config.blocks * config.ways * config.stages * config.batch_tile
+            return (
+                not _fits_registers(self, config),
+                rounds < config.stages,
+                -min(in_flight * self.width, 32768),
+                abs(config.ways * config.blocks - 4),
+                config.stages,
+                -config.outs,
+                -config.batch_tile,
+            )
+
+        choices = itertools.product((64, 128), (128, 64), (4, 3, 2, 1), (3, 2, 4), (2, 1), (1, 2))
+        every = (Config(*choice) for choice in choices)
+        yield from sorted((c for c in every if not refuse(self, c)), key=rank)
+
+
+def _fits_registers(problem: Problem, config: Config) -> bool:
+    # The sums, what they are rounded to, and what it takes to address all of it.
+    part = max(stage.part(config) for stage in (problem.first, problem.second))
+    sums = config.batch_tile * part // 128
+    return sums * 3 // 2 + 48 <= REGISTERS // (128 * config.ways * config.blocks)
+
+
+def problem_of(
+    rows: int, w1: Any, w2: Any, *, blocked: bool = True, transpose: bool = False
+) -> Problem:
+    """The problem of `rows` of x with factors w1: (k, q, p) and w2: (l, s, r), or their transposes.
+
+    The rank is 0 where l does not divide q.
+    """
+    (k, q, p), (l, s, _) = w1.shape, w2.shape  # noqa: E741
+    rank = q // l if q % l == 0 else 0
+    if transpose:
+        return Problem(rows, l, s, k, p, rank, True, blocked)
+    return Problem(rows, k, p, l, s, rank, blocked, True)
+
+
+def refuse(problem: Problem, config: Config) -> str:
+    """Why the kernel does not take this, or nothing."""
+    if not problem.rank:
+        return "blocks of w1 do not feed every block of w2 equally: l does not divide q"
+    for stage in (problem.first, problem.second):
+        for name, size in (("inputs", stage.inputs), ("outputs", stage.outputs)):
+            if size % TILE:
+                return f"blocks of {size} {name}; it takes multiples of {TILE}"
+        if stage.inputs > WIDEST:
+            return f"blocks of {stage.inputs} inputs; it takes {WIDEST} at most"
+    part, rank = problem.first.part(config), problem.rank
+    if rank > 1 and (rank % 8 or part % rank and rank % part):
+        return f"rank {rank}; it takes 1, and multiples of 8 that divide {part} or that {part} divides"
+    if config.batch_tile not in (64, 128):
+        return f"batch_tile={config.batch_tile}; it takes 64 or 128"
+    if config.part % TILE or not TILE <= config.part <= WIDEST:
+        return f"part={config.part}; it takes multiples of {TILE} up to {WIDEST}"
+    if min(config.ways, config.stages, config.outs, config.blocks) < 1:
+        return "ways, stages, outs and blocks must be 1 or more"
+    if config.ways > MOST_WARPGROUPS:
+        return f"ways={config.ways}; it takes {MOST_WARPGROUPS} at most"
+    needed = max(stage.shared_bytes(config) for stage in (problem.first, problem.second))
+    if needed * config.blocks > SHARED_BYTES:
+        return f"{config} needs {needed} bytes of shared memory; there are {SHARED_BYTES}"
+    return ""
