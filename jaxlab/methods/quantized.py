@@ -5,21 +5,20 @@ measured to win, the product reads the integers as they are (`jaxlab.kernels.qua
 """
 
 import functools
-import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxlab.core.matrix import Example, Matrix, accumulator, check_dense, matrix, static
+from jaxlab.core.matrix import Example, accumulator, check_dense, matrix, static
 from jaxlab.core.registry import suggest
-from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar, pack
-from jaxlab.kernels.quantized_matmul import dequantize, quantized_matmul
+from jaxlab.kernels.packing import LAYOUT_VERSION, pack
+from jaxlab.kernels.quantized_matmul import quantized_matmul
+from jaxlab.methods.planar import PlanarMatrix, packing_width
 
 # By kind, the largest integer: symmetric, so that the smallest is its negative.
 LARGEST = {"int8": 127, "int4": 7}
-_MOST_WIDTH, _WIDTH_STEP = 64, 16
 
 
 def round_to_integers(
@@ -66,16 +65,6 @@ def in_groups(x: jax.Array, group: int, axis: int) -> jax.Array:
     return x.reshape((*x.shape[:at], x.shape[at] // group, group, *x.shape[at + 1 :]))
 
 
-def packing_width(d_in: int, quant: str) -> int:
-    """Words of a block of the packing: 64, or as many as a shorter axis fills.
-
-    >>> packing_width(4096, "int4"), packing_width(64, "int4")
-    (64, 16)
-    """
-    words = -(-d_in // FORMATS[quant].fields)
-    return min(_MOST_WIDTH, -(-words // _WIDTH_STEP) * _WIDTH_STEP)
-
-
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _rounded(w: jax.Array, quant: str, group: int) -> tuple[jax.Array, jax.Array]:
     integers, scale = round_to_integers(w, LARGEST[quant], group, -2)
@@ -84,13 +73,10 @@ def _rounded(w: jax.Array, quant: str, group: int) -> tuple[jax.Array, jax.Array
 
 
 @matrix("quantized")
-class Quantized(Matrix):
-    """`to_dense()` is the integers of `words` times `scale`.
+class Quantized(PlanarMatrix):
+    """`to_dense()` is the integers of `words` times `scale`, one for each group of inputs.
 
-    words: uint16, (..., d_out, words), integers along the input, planar
-    (`jaxlab.kernels.packing`) in blocks of `width` words, in this version of the `layout`; scale:
-    in the dtype of the dense matrix, (..., groups, d_out), for consecutive inputs. The integers are
-    fixed; the scales are floating and are trained unless a freeze pattern names them.
+    words, scale: as `PlanarMatrix` has them.
     """
 
     words: jax.Array
@@ -100,8 +86,6 @@ class Quantized(Matrix):
     width: int = static()
     layout: int = static()
 
-    axes = {"words": ("out", "in"), "scale": ("in", "out")}
-    dense_product = True
     EXAMPLE = Example(
         shape=(32, 12),
         hyper={"quant": "int4", "group": 8},
@@ -153,28 +137,6 @@ class Quantized(Matrix):
             raise ValueError("quantized: the kernel is not all finite, so it has no scale")
         words, scale = _rounded(w, quant, group)
         return cls(words, scale, d_in, quant, packing_width(d_in, quant), LAYOUT_VERSION)
-
-    @property
-    def packed(self) -> Planar:
-        """The integers, (..., d_out, d_in)."""
-        return Planar(self.words, self.quant, self.d_in, self.width, self.layout)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(..., d_in, d_out)."""
-        return (*self.words.shape[:-2], self.d_in, self.words.shape[-2])
-
-    @property
-    def tile(self) -> tuple[int, int]:
-        """A shard holds whole blocks of the packing and whole groups of a scale."""
-        block = FORMATS[self.quant].fields * self.width
-        if self.d_in % block:
-            return self.d_in, 1
-        return math.lcm(block, self.d_in // self.scale.shape[-2]), 1
-
-    def to_dense(self) -> jax.Array:
-        """The dense array, each value rounded once."""
-        return jnp.swapaxes(dequantize(self.packed, self.scale), -1, -2).astype(self.dtype)
 
     def rmatmul(self, x: jax.Array) -> jax.Array:
         """`x @ W`."""
