@@ -1,4 +1,4 @@
-"""Signs and ternary weights: the nearest there are, their bytes, their gradients, what is refused."""
+"""Signs and ternary weights: the nearest there are, their bytes, gradients, what is refused."""
 
 import itertools
 
