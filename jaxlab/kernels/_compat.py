@@ -70,9 +70,9 @@ def load(ref: Any, layout: Any, *, optimized: bool = True) -> jax.Array:
     return plgpu.load(ref, layout=layout, optimized=optimized)
 
 
-def sums(rows: int, columns: int) -> Any:
-    """Scoped registers that tensor-core products add to, in float32, 0 at first."""
-    return plgpu.ACC((rows, columns), jnp.float32)  # pyright: ignore[reportPrivateImportUsage]
+def sums(rows: int, columns: int, dtype: Any = jnp.float32) -> Any:
+    """Scoped registers that tensor-core products add to, 0 at first; int32 those of int8."""
+    return plgpu.ACC((rows, columns), dtype)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def transposed(ref: Any) -> Any:
@@ -126,6 +126,40 @@ def on_registers(words: jax.Array, per_register: Callable[[Any], Any]) -> jax.Ar
     return convert(words)
 
 
+def bytes_on_registers(words: jax.Array, per_pair: Callable[[Any, Any], Any]) -> jax.Array:
+    """Maps pairs of registers, of two 16-bit words each, to registers of four int8.
+
+    Args:
+      words: uint16 in the layout of products of int8.
+      per_pair: of two 32-bit MLIR values, the lower words first, one.
+    """
+    import numpy as np
+    from jax.experimental.mosaic.gpu import fragmented_array, utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import vector
+
+    layout = plgpu.Layout.WGMMA_8BIT
+    result = plgpu.ShapeDtypeStruct(words.shape, jnp.int8, layout=layout)
+
+    @plgpu.inline_mgpu(arg_types=(layout,), return_type=result)
+    def convert(_: Any, x: Any) -> Any:
+        pair = ir.VectorType.get((2,), ir.IntegerType.get_signless(32))
+        four = ir.VectorType.get((4,), ir.IntegerType.get_signless(8))
+        out = np.empty_like(x.registers)
+        for at, register in np.ndenumerate(x.registers):
+            both = utils.bitcast(register, pair)
+            halves = [
+                vector.extract(
+                    both, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([i])
+                )
+                for i in (0, 1)
+            ]
+            out[at] = utils.bitcast(per_pair(*halves), four)
+        return fragmented_array.FragmentedArray(_registers=out, _layout=x.layout, _is_signed=True)
+
+    return convert(words)
+
+
 def shifted(register: Any, right: int) -> Any:
     """A 32-bit MLIR value shifted right, or left where `right` is negative."""
     from jax.experimental.mosaic.gpu import utils
@@ -138,9 +172,10 @@ def shifted(register: Any, right: int) -> Any:
     return arith.shrui(register, by) if right > 0 else arith.shli(register, by)
 
 
-def assembly(code: str, register: Any) -> Any:
-    """PTX from one 32-bit value, `$1`, to another, `$0`."""
+def assembly(code: str, *registers: Any) -> Any:
+    """PTX from 32-bit values, `$1` and so on, to another, `$0`."""
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import llvm
 
-    return llvm.inline_asm(ir.IntegerType.get_signless(32), [register], code, "=r,r")
+    constraints = ",".join(["=r", *("r" for _ in registers)])
+    return llvm.inline_asm(ir.IntegerType.get_signless(32), list(registers), code, constraints)

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,33 @@ def bfloat16_field(words: jax.Array, kind: str, p: int) -> jax.Array:
 def bfloat16_field_in_registers(words: jax.Array, kind: str, p: int) -> jax.Array:
     """The same inside a Mosaic GPU kernel, two words at a time: one to four instructions."""
     return _FAST.get(kind, _offset_registers)(words, FORMATS[kind], p)
+
+
+def int8_signs(words: jax.Array, p: int) -> jax.Array:
+    """The signs in field p of words of kind "binary", as int8.
+
+    >>> words = jnp.array([[2, 1]], jnp.uint16)
+    >>> int8_signs(words, 0).tolist()
+    [[1, -1]]
+    """
+    bit = (words.astype(jnp.int32) >> p) & 1
+    return (1 - 2 * bit).astype(jnp.int8)
+
+
+def int8_signs_in_registers(words: jax.Array, p: int) -> jax.Array:
+    """The same inside a Mosaic GPU kernel, four words at a time, in the layout of int8 products.
+
+    Fields p and p + 8 share their shifts, which bring one to the top of the lower bytes and the
+    other to that of the upper ones. The instruction that gathers these bytes repeats their signs.
+    """
+    low = "0xECA8" if p < 8 else "0xFDB9"
+    code = f"{{ .reg .b32 a; prmt.b32 a, $1, $2, {low}; or.b32 $0, a, 0x01010101; }}"
+
+    def per_pair(first: Any, second: Any) -> Any:
+        left = 7 - p % 8
+        return _compat.assembly(code, _compat.shifted(first, -left), _compat.shifted(second, -left))
+
+    return _compat.bytes_on_registers(words, per_pair)
 
 
 def _offset(words: jax.Array, form: Format, p: int) -> jax.Array:
