@@ -1,25 +1,34 @@
 """One step of M-FAC against two passes over its window at the bandwidth of a copy.
 
     python benchmarks/mfac_step.py                          # one GPU of 80 GB
+    python benchmarks/mfac_step.py --formulations --windows=512:bfloat16,512:float32
     python benchmarks/mfac_step.py --size=small --rounds=3  # CPU: that it runs, and no more
 
 A step writes a gradient into the window, multiplies every row with it, solves a system of m, and
 combines the rows. The sum between the two products forbids a single pass: two passes are the floor.
 The copy is measured in the same run, over an array of a quarter of the window, reads and writes
 counted. The parameters are those of a small BERT, 11.1 million in 60 arrays.
+
+`--formulations` times every form that jaxlab/optim/mfac/products.py has of both products, over all
+parameters and over the largest alone, the system of m, and steps with the forms that are in use and
+with the fastest. What is stored already is not run again.
 """
 
 import math
 import statistics
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from records import store
+from records import load, store
 
-from jaxlab.optim.mfac import precondition_row, window_init, window_push
+from jaxlab.optim.mfac import precondition_row, products, window_init, window_push
+from jaxlab.optim.mfac.window import solve, window_combination, window_products
 
 _SIZE = flags.DEFINE_enum("size", "bert_mini", ["bert_mini", "small"], "Of the model.")
 _WINDOWS = flags.DEFINE_list(
@@ -28,6 +37,8 @@ _WINDOWS = flags.DEFINE_list(
     "Gradients : dtype of the rows; by size, as peak memory is that of the process.",
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Measurements of each program.")
+_FORMULATIONS = flags.DEFINE_bool("formulations", False, "Compare the forms of both products.")
+_CALLS = flags.DEFINE_integer("calls", 4, "Of a program in each measurement, one behind another.")
 _DAMP = flags.DEFINE_float("damp", 1e-5, "Of the Fisher matrix.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
 # Vocabulary, positions, width, layers.
@@ -55,13 +66,19 @@ def step(win: Any, g: Any) -> tuple[Any, Any]:
 
 
 def milliseconds(run: Any) -> list[float]:
-    """Of every round; the first one warms up."""
+    """Of a call in every round; the first round warms up.
+
+    The calls of a round are waited for together, as those of a training loop: what the host does
+    for a call of a hundred arrays goes on beside the one before.
+    """
     times = []
     for number in range(-1, _ROUNDS.value):
-        began = time.perf_counter()
-        jax.block_until_ready(run())
+        began, last = time.perf_counter(), None
+        for _ in range(_CALLS.value):
+            last = run()
+        jax.block_until_ready(last)
         if number >= 0:
-            times.append(1e3 * (time.perf_counter() - began))
+            times.append(1e3 * (time.perf_counter() - began) / _CALLS.value)
     return times
 
 
@@ -111,9 +128,115 @@ def measured(m: int, dtype: str) -> dict[str, Any]:
     }
 
 
+def formulations(m: int, dtype: str, found: dict[str, Any], keep: Callable[[], Any]) -> None:
+    """Milliseconds of each form of the products in one window; `found` holds those known.
+
+    Args:
+      m: gradients in the window.
+      dtype: of its rows.
+      found: milliseconds by what was measured, or why there are none; what is missing is added.
+      keep: called after each measurement.
+    """
+    like = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes_of(_SIZE.value).items()}
+    largest = max(like, key=lambda name: math.prod(like[name].shape))
+    make = jax.jit(lambda: window_init(m, like, dtype))
+    win, weights = jax.eval_shape(make), jax.ShapeDtypeStruct((m,), jnp.float32)
+    # A gradient as `window_push` has it, and rounded in the same program.
+    through = lambda win, g: window_products(win, jax.tree.map(lambda x: x.astype(dtype), g))  # noqa: E731
+    back = lambda win, a: window_combination(a, win.rows)  # noqa: E731
+    one = lambda tree: {largest: tree[largest]}  # noqa: E731
+    cases = {}
+    for name in products.PRODUCTS:
+        forms = products.Forms(products=name)
+        cases[f"products {name}"] = (forms, through, win, like)
+        alone = lambda win, g: through(win._replace(rows=one(win.rows)), one(g))  # noqa: E731
+        cases[f"products {name}, largest"] = (forms, alone, win, like)
+    for name in products.COMBINATIONS:
+        forms = products.Forms(combination=name)
+        cases[f"combination {name}"] = (forms, back, win, weights)
+        alone = lambda win, a: back(win._replace(rows=one(win.rows)), a)  # noqa: E731
+        cases[f"combination {name}, largest"] = (forms, alone, win, weights)
+    system = lambda win, a: solve(win.gram, m * jnp.float32(_DAMP.value), a)  # noqa: E731
+    cases["system"] = (products.Forms(), system, win, weights)
+    cases = {name: case for name, case in cases.items() if name not in found}
+    made = compiled(cases, dtype)
+    full, grads = make(), {k: jnp.ones(v.shape) for k, v in like.items()}
+    for name, program in made.items():
+        second = grads if cases[name][3] is like else jnp.ones(m) / m
+        if not isinstance(program, str):
+            program = statistics.median(milliseconds(lambda p=program, x=second: p(full, x)))
+        found[name] = program
+        print(f"{m} of {dtype}, {name}: {program}", flush=True)
+        keep()
+    best = products.Forms(*(_fastest(found, kind) for kind in ("products", "combination")))
+    steps = {
+        f"step {'/'.join(forms)}": (forms, step, win, like)
+        for forms in (products.ON_GPU.get(dtype, products.Forms()), best)
+    }
+    steps = {name: case for name, case in steps.items() if name not in found}
+    for name, program in compiled(steps, dtype, donate_argnums=0).items():
+        if not isinstance(program, str):
+            holder = [full]
+
+            def run(program=program, holder=holder):
+                holder[0], update = program(holder[0], grads)
+                return update
+
+            program, full = statistics.median(milliseconds(run)), holder[0]
+        found[name] = program
+        print(f"{m} of {dtype}, {name}: {program}", flush=True)
+        keep()
+
+
+def compiled(cases: dict[str, Any], dtype: str, **how: Any) -> dict[str, Any]:
+    """The program of each case, or why there is none: a compiler may refuse a form."""
+
+    def one(lowered: Any) -> Any:
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            return str(error).splitlines()[0][:200]
+
+    lowered = {}
+    for name, (forms, function, *shapes) in cases.items():
+        with mock.patch.dict(products.ON_GPU, {dtype: forms}):
+            # A function of its own: what was traced for another form is not this one's.
+            lowered[name] = jax.jit(lambda *args, f=function: f(*args), **how).lower(*shapes)
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(lowered, pool.map(one, lowered.values()), strict=True))
+
+
+def _fastest(found: dict[str, Any], kind: str) -> str:
+    times = {
+        name.removeprefix(f"{kind} "): value
+        for name, value in found.items()
+        if name.startswith(f"{kind} ") and "largest" not in name and not isinstance(value, str)
+    }
+    return min(times, key=lambda name: times[name])
+
+
+def compare() -> None:
+    """Compares the forms in every window and stores what they took."""
+    result = load("mfac_formulations", _FOLDER.value) or {"size": _SIZE.value, "windows": {}}
+    for window in _WINDOWS.value:
+        m, dtype = window.split(":")
+        found = result["windows"].setdefault(window, {})
+        nbytes = sum(map(math.prod, shapes_of(_SIZE.value).values())) * int(m)
+        nbytes *= jnp.dtype(dtype).itemsize
+        if "pass" not in found:
+            # What reading the window once takes at the bandwidth of a copy.
+            found["pass"] = nbytes / bandwidth(nbytes // 4)
+        print(f"{m} of {dtype}, a pass at the bandwidth of a copy: {found['pass']}", flush=True)
+        keep = lambda: store("mfac_formulations", result, _FOLDER.value)  # noqa: E731
+        formulations(int(m), dtype, found, keep)
+
+
 def main(argv: list[str]) -> None:
     """Measures every window and stores the rows."""
     del argv
+    if _FORMULATIONS.value:
+        compare()
+        return
     rows = []
     for window in _WINDOWS.value:
         m, dtype = window.split(":")
@@ -121,6 +244,7 @@ def main(argv: list[str]) -> None:
         shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}
         print(", ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
     result = {"size": _SIZE.value, "damp": _DAMP.value, "rounds": _ROUNDS.value, "rows": rows}
+    result["calls"] = _CALLS.value
     store("mfac_step", result, _FOLDER.value)
 
 

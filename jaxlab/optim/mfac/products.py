@@ -1,12 +1,18 @@
 """The two products with a window of gradients: each reads the window once and copies nothing.
 
-Both are bound by memory. On GPUs they are written as sums that XLA fuses with the conversion of
-bfloat16 rows. A sum over the last axis alone, with a barrier behind it, reaches 0.86 to 0.94 of the
-bandwidth of a copy on an H100; one over all axes of a matrix 0.55. On CPUs such sums are not
+Both are bound by memory. On GPUs there are several forms of each, all exact to float32's rounding
+and none with a reshape, so that a window split over devices stays where it is; `ON_GPU` says which
+one rows of a dtype get. Sums over the last axis alone, with a barrier behind them, reach 0.86 to
+0.94 of the bandwidth of a copy on an H100; one over all axes of a matrix 0.55. In plain sums every
+row reads the vector again, which is as many bytes as float32 rows have, and twice those of bfloat16
+rows; several rows at a time, or a matrix product, read it less often. On CPUs sums are not
 vectorised, and a dot is 15 to 150 times faster.
 """
 
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +20,8 @@ import jax.numpy as jnp
 from jaxlab.core.matrix import accumulator
 
 HIGHEST = jax.lax.Precision.HIGHEST
+# bfloat16 numbers that add up to a float32 one: 3 x 8 bits of 24.
+_PARTS = 3
 
 
 def row_products(rows: jax.Array, x: jax.Array) -> jax.Array:
@@ -31,7 +39,8 @@ def row_products(rows: jax.Array, x: jax.Array) -> jax.Array:
     """
     if rows.size == 0 or x.ndim == 0:
         return _product(rows, x, tuple(range(1, rows.ndim)))
-    return jax.lax.platform_dependent(rows, x, cpu=_dotted, default=_summed)
+    form = PRODUCTS[_forms(rows).products]
+    return jax.lax.platform_dependent(rows, x, cpu=_dotted, default=form)
 
 
 def row_combination(weights: jax.Array, rows: jax.Array) -> jax.Array:
@@ -42,7 +51,8 @@ def row_combination(weights: jax.Array, rows: jax.Array) -> jax.Array:
     """
     if rows.size == 0 or rows.ndim == 1:
         return _scaled_sum(weights, rows)
-    return jax.lax.platform_dependent(weights, rows, cpu=_combined, default=_scaled_sum)
+    form = COMBINATIONS[_forms(rows).combination]
+    return jax.lax.platform_dependent(weights, rows, cpu=_combined, default=form)
 
 
 def _product(rows: jax.Array, x: jax.Array, axes: Any) -> jax.Array:
@@ -51,29 +61,124 @@ def _product(rows: jax.Array, x: jax.Array, axes: Any) -> jax.Array:
 
 
 def _summed(rows: jax.Array, x: jax.Array) -> jax.Array:
-    partial = _product(rows, x, rows.ndim - 1)
-    if rows.ndim == 2:
+    return _over_the_rest(_product(rows, x, rows.ndim - 1))
+
+
+def _over_the_rest(partial: jax.Array) -> jax.Array:
+    if partial.ndim == 1:
         return partial
     # Without it XLA merges both sums into the slow one.
     return jnp.sum(jax.lax.optimization_barrier(partial), axis=tuple(range(1, partial.ndim)))
 
 
+def _stored_first(form: Callable[..., Any], rows: jax.Array, x: jax.Array) -> jax.Array:
+    # Fused, the conversion of a float32 gradient to the rows' dtype is made in every row's sum,
+    # which then reads float32, or is left out: XLA may keep excess precision.
+    return form(rows, jax.lax.optimization_barrier(x))
+
+
+def _summed_together(rows: jax.Array, x: jax.Array, *, together: int) -> jax.Array:
+    """Sums of several rows in one reduction, which reads x once for all of them."""
+    dtype, m = accumulator(rows.dtype), len(rows)
+    count = math.gcd(m, together)
+    x = x.astype(dtype)[None]
+    parts = [part.astype(dtype) * x for part in jnp.split(rows, count)]
+    zeros = [jnp.zeros((), dtype)] * count
+    sums = jax.lax.reduce(parts, zeros, _added, (rows.ndim - 1,))
+    return _over_the_rest(jnp.concatenate(sums))
+
+
+def _added(xs: Any, ys: Any) -> list[jax.Array]:
+    return [x + y for x, y in zip(xs, ys, strict=True)]
+
+
+def _product_of_parts(rows: jax.Array, x: jax.Array) -> jax.Array:
+    """A matrix product: x is as many bfloat16 vectors as it takes to lose nothing."""
+    axes = (tuple(range(1, rows.ndim)), tuple(range(1, x.ndim + 1)))
+    return jnp.sum(_dot(rows, _parts(x, rows.dtype), axes), axis=1)
+
+
 def _dotted(rows: jax.Array, x: jax.Array) -> jax.Array:
     dtype = accumulator(rows.dtype)
     axes = (tuple(range(1, rows.ndim)), tuple(range(x.ndim)))
-    return jax.lax.dot_general(
-        rows.astype(dtype), x.astype(dtype), (axes, ((), ())), precision=HIGHEST
-    )
+    return _dot(rows.astype(dtype), x.astype(dtype), axes)
 
 
 def _scaled_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.sum(_scaled(weights, rows), axis=0)
+
+
+def _scaled(weights: jax.Array, rows: jax.Array) -> jax.Array:
     dtype = accumulator(rows.dtype)
-    scale = weights.astype(dtype).reshape(-1, *[1] * (rows.ndim - 1))
-    return jnp.sum(rows.astype(dtype) * scale, axis=0)
+    return rows.astype(dtype) * weights.astype(dtype).reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def _sum_in_strands(weights: jax.Array, rows: jax.Array, *, strands: int) -> jax.Array:
+    """Adds far rows before the sum over the near ones: as many reads are under way at once."""
+    count = math.gcd(len(rows), strands)
+    parts = zip(jnp.split(weights, count), jnp.split(rows, count), strict=True)
+    return jnp.sum(functools.reduce(jnp.add, [_scaled(*part) for part in parts]), axis=0)
+
+
+def _combination_of_parts(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """A matrix product, as that of `_product_of_parts`."""
+    return jnp.sum(_dot(_parts(weights, rows.dtype), rows, ((1,), (0,))), axis=0)
 
 
 def _combined(weights: jax.Array, rows: jax.Array) -> jax.Array:
     dtype = accumulator(rows.dtype)
+    return _dot(weights.astype(dtype), rows.astype(dtype), ((0,), (0,)))
+
+
+def _dot(a: jax.Array, b: jax.Array, axes: Any) -> jax.Array:
     return jax.lax.dot_general(
-        weights.astype(dtype), rows.astype(dtype), (((0,), (0,)), ((), ())), precision=HIGHEST
+        a, b, (axes, ((), ())), precision=HIGHEST, preferred_element_type=accumulator(a.dtype)
     )
+
+
+def _parts(x: jax.Array, dtype: Any) -> jax.Array:
+    """(k, ...) numbers of the dtype that add up to x: one where x has no more digits than it."""
+    if dtype != jnp.bfloat16 or x.dtype == dtype:
+        return x.astype(dtype)[None]
+    x, found = x.astype(jnp.float32), []
+    for _ in range(_PARTS):
+        # XLA may take a conversion there and back for none at all, and this it may not.
+        found.append(jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
+        x = x - found[-1]
+    return jnp.stack(found).astype(dtype)
+
+
+def _stored(form: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.partial(_stored_first, form)
+
+
+PRODUCTS: Mapping[str, Callable[..., jax.Array]] = {
+    "sums": _summed,
+    "sums_stored": _stored(_summed),
+    "together_2": _stored(functools.partial(_summed_together, together=2)),
+    "together_4": _stored(functools.partial(_summed_together, together=4)),
+    "together_8": _stored(functools.partial(_summed_together, together=8)),
+    "parts": _stored(_product_of_parts),
+}
+COMBINATIONS: Mapping[str, Callable[..., jax.Array]] = {
+    "sums": _scaled_sum,
+    "strands_2": functools.partial(_sum_in_strands, strands=2),
+    "strands_4": functools.partial(_sum_in_strands, strands=4),
+    "strands_8": functools.partial(_sum_in_strands, strands=8),
+    "parts": _combination_of_parts,
+}
+
+
+class Forms(NamedTuple):
+    """Names of the forms of both products."""
+
+    products: str = "sums"
+    combination: str = "sums"
+
+
+# By the rows' dtype, what `benchmarks/mfac_step.py --formulations` found fastest.
+ON_GPU: dict[str, Forms] = {"bfloat16": Forms(), "float32": Forms()}
+
+
+def _forms(rows: jax.Array) -> Forms:
+    return ON_GPU.get(str(rows.dtype), Forms())

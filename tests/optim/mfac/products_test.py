@@ -1,15 +1,16 @@
-"""The form of the products that GPUs run, against the dots that CPUs run: every row shape."""
+"""The forms of the products that GPUs may run, against numpy: every row shape."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab.optim.mfac import products as module
 from jaxlab.optim.mfac.products import (
+    COMBINATIONS,
+    PRODUCTS,
     _combined,
     _dotted,
-    _scaled_sum,
-    _summed,
     row_combination,
     row_products,
 )
@@ -20,7 +21,7 @@ def draw(seed, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
-@pytest.mark.parametrize("shape", [(5, 7), (5, 6, 4), (5, 2, 3, 4), (1, 9)])
+@pytest.mark.parametrize("shape", [(5, 7), (8, 6, 4), (6, 2, 3, 4), (1, 9)])
 def test_sums_are_the_dots(shape, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         rows, x, weights = (
@@ -32,11 +33,11 @@ def test_sums_are_the_dots(shape, dtype):
         wide = np.asarray(rows, np.float64), np.asarray(x, np.float64), np.asarray(weights, float)
         products = np.einsum("mi,i->m", wide[0].reshape(len(rows), -1), wide[1].reshape(-1))
         combined = np.einsum("m,mi->i", wide[2], wide[0].reshape(len(rows), -1)).reshape(x.shape)
-        for form in (_summed, _dotted, row_products):
+        for form in (*PRODUCTS.values(), _dotted, row_products):
             got = jax.jit(form)(rows, x)
             assert got.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
             np.testing.assert_allclose(got, products, rtol=tolerance, atol=tolerance)
-        for form in (_scaled_sum, _combined, row_combination):
+        for form in (*COMBINATIONS.values(), _combined, row_combination):
             got = jax.jit(form)(weights, rows)
             assert got.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
             np.testing.assert_allclose(got, combined, rtol=tolerance, atol=tolerance)
@@ -50,3 +51,35 @@ def test_scalars_and_empty_leaves(shape):
     got = row_combination(weights, rows)
     assert got.shape == shape[1:]
     np.testing.assert_allclose(got, np.tensordot(weights, rows, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("products", "combination"), [("together_4", "strands_4"), ("parts", "parts")]
+)
+def test_a_float32_vector_loses_nothing_to_rows_of_bfloat16(products, combination):
+    rows, x = draw(0, (8, 5, 16), jnp.bfloat16), draw(1, (5, 16), jnp.float32)
+    weights = draw(2, (8,), jnp.float32) * 1e3
+    exact = np.tensordot(np.asarray(rows, np.float64), np.asarray(x, np.float64), 2)
+    got = jax.jit(PRODUCTS[products])(rows, x)
+    np.testing.assert_allclose(got, exact, rtol=1e-6, atol=1e-5)
+    exact = np.tensordot(np.asarray(weights, np.float64), np.asarray(rows, np.float64), 1)
+    got = jax.jit(COMBINATIONS[combination])(weights, rows)
+    np.testing.assert_allclose(got, exact, rtol=1e-6, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_gpu_runs_the_form_that_is_set_for_the_dtype(dtype, monkeypatch):
+    assert set(module.ON_GPU) <= {"bfloat16", "float32"}
+    for forms in module.ON_GPU.values():
+        assert forms.products in PRODUCTS
+        assert forms.combination in COMBINATIONS
+
+    def text():
+        rows, x = jnp.zeros((8, 5, 16), dtype), jnp.zeros((5, 16), dtype)
+        both = lambda rows, x: row_combination(row_products(rows, x), rows)  # noqa: E731
+        return jax.jit(both).trace(rows, x).lower(lowering_platforms=("cuda",)).as_text()
+
+    monkeypatch.setitem(module.ON_GPU, dtype, module.Forms())
+    assert "dot_general" not in text()
+    monkeypatch.setitem(module.ON_GPU, dtype, module.Forms("parts", "parts"))
+    assert text().count("dot_general") == 2
