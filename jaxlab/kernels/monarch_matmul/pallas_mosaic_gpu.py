@@ -63,53 +63,53 @@ def _two_stages(
     tiles, rank = problem.tiles(settings["config"]), problem.rank
     tile, inner = settings["config"].batch_tile, problem.second.inputs
 
-    def middle(part: int) -> tuple[tuple[int, ...], Callable[..., list[tuple[Any, Any]]]]:
-        # By block of the second stage, tile of rows, and what it is a block's input for.
-        if rank == 1:
-            # Outputs of a block go to as many blocks: a column of rectangles.
-            def spread(block: Any, at: Any, start: Any) -> list[tuple[Any, Any]]:
-                column = (at * jnp.int32(inner) + block) * jnp.int32(tile)
-                return [(slice(None), (pl.ds(start, part), pl.ds(column, tile)))]
+    part = problem.first.part(settings["config"])
+    # The middle by block of the second stage, tile of rows, and input of that block.
+    if rank == 1:
+        # Outputs of a block go to as many blocks: a column of runs of rows.
+        shape = (problem.out_blocks, tiles * inner * tile)
 
-            return (problem.out_blocks, tiles * inner * tile), spread
+        def targets(block: Any, at: Any, piece: Any) -> list[tuple[Any, Any]]:
+            column = pl.ds((at * jnp.int32(inner) + block) * jnp.int32(tile), tile)
+            return [(slice(None), (_nth(piece, part), column))]
+    else:
+        shape = (problem.out_blocks * tiles * inner, tile)
         run = min(rank, part)
 
-        def runs(block: Any, at: Any, start: Any) -> list[tuple[Any, Any]]:
+        def targets(block: Any, at: Any, piece: Any) -> list[tuple[Any, Any]]:
+            pieces, within = part // run, rank // run
             found = []
-            for piece in range(0, part, run):
-                output = start + jnp.int32(piece)
-                to, slot = lax.div(output, jnp.int32(rank)), lax.rem(output, jnp.int32(rank))
-                row = (to * jnp.int32(tiles) + at) * jnp.int32(inner)
-                row = row + block * jnp.int32(rank) + slot
-                found.append((pl.ds(piece, run), (pl.ds(row, run), slice(None))))
+            for n in range(pieces):
+                # Multiplied last, so that it is seen that places are multiples of a run.
+                nth = piece * jnp.int32(pieces) + jnp.int32(n)
+                to, slot = lax.div(nth, jnp.int32(within)), lax.rem(nth, jnp.int32(within))
+                row = (to * jnp.int32(tiles) + at) * jnp.int32(inner // run)
+                row = row + block * jnp.int32(within) + slot
+                found.append((pl.ds(n * run, run), (_nth(row, run), slice(None))))
             return found
 
-        return (problem.out_blocks * tiles * inner, tile), runs
-
-    part = problem.first.part(settings["config"])
-    shape, targets = middle(part)
     mid = _stage(
         problem.first,
         x,
         first,
         out=jax.ShapeDtypeStruct(shape, x.dtype),
-        source=lambda block, at: (_rows(at, tile), pl.ds(block * jnp.int32(problem.width), problem.width)),
+        source=lambda block, at: (_nth(at, tile), _nth(block, problem.width)),
         targets=targets,
         rows_last=True,
         backwards=False,
         tiles=tiles,
         **settings,
     )
-    part = problem.second.part(settings["config"])
-    width = problem.out_width
+    last = problem.second.part(settings["config"])
+    parts = problem.out_width // last
     return _stage(
         problem.second,
         mid.reshape(-1, tile),
         second,
         out=jax.ShapeDtypeStruct((tiles * tile, problem.sizes[0]), x.dtype),
-        source=lambda block, at: (_rows(block * jnp.int32(tiles) + at, inner), slice(None)),
-        targets=lambda block, at, start: [
-            (slice(None), (_rows(at, tile), pl.ds(block * jnp.int32(width) + start, part)))
+        source=lambda block, at: (_nth(block * jnp.int32(tiles) + at, inner), slice(None)),
+        targets=lambda block, at, piece: [
+            (slice(None), (_nth(at, tile), _nth(block * jnp.int32(parts) + piece, last)))
         ],
         rows_last=False,
         backwards=settings["config"].backwards,
@@ -118,7 +118,8 @@ def _two_stages(
     )
 
 
-def _rows(at: Any, count: int) -> Any:
+def _nth(at: Any, count: int) -> Any:
+    """The slice of `count` that stands after `at` others."""
     return pl.ds(at * jnp.int32(count), count)
 
 
@@ -145,7 +146,7 @@ def _stage(
       w: (blocks, outputs, inputs), or (blocks, inputs, outputs) if `turned`.
       out: what is written.
       source: of a block and a tile of rows, the place of that tile.
-      targets: of these and the first output of a part, pieces of the result and their places.
+      targets: of these and the number of a part, pieces of the result and their places.
       rows_last: whether tiles are (rows, inputs) and results (outputs, rows), and not (inputs,
         rows) and (rows, outputs).
       backwards: whether the last rows come first.
@@ -164,7 +165,7 @@ def _stage(
 
     def body(x_gmem: Any, w_gmem: Any, out_gmem: Any, **scratch: Any) -> None:
         block, piece, group, way = (lax.axis_index(n) for n in ("block", "part", "group", "way"))
-        start, first = piece * jnp.int32(part), group * jnp.int32(ways) + way
+        first = group * jnp.int32(ways) + way
         arrived, w_smem = scratch["arrived"], scratch["w"]
         count = lax.div(jnp.int32(tiles + stride - 1) - first, jnp.int32(stride))
 
@@ -185,7 +186,7 @@ def _stage(
 
         @pl.when(way == 0)
         def _() -> None:
-            outputs = pl.ds(start, part)
+            outputs = _nth(piece, part)
             place = w_gmem.at[block, :, outputs] if turned else w_gmem.at[block, outputs]
             plgpu.copy_gmem_to_smem(place, w_smem, scratch["loaded"])
 
@@ -213,12 +214,15 @@ def _stage(
             plgpu.wait_smem_to_gmem(config.outs - 1, wait_read_only=True)
             out_smem[...] = total.astype(out.dtype)
             plgpu.commit_smem()
-            pieces = targets(block, tile_at(i), start)
-            for n, (rows_of, place) in enumerate(pieces):
+            pieces = targets(block, tile_at(i), piece)
+            for n, (of, place) in enumerate(pieces):
                 # The pieces of a tile are waited for together.
-                last = n == len(pieces) - 1
-                from_smem = out_smem if len(pieces) == 1 else out_smem.at[rows_of]
-                plgpu.copy_smem_to_gmem(from_smem, out_gmem.at[place], commit_group=last)
+                whole = len(pieces) == 1
+                plgpu.copy_smem_to_gmem(
+                    out_smem if whole else out_smem.at[of],
+                    out_gmem.at[place],
+                    commit_group=n == len(pieces) - 1,
+                )
             return carry
 
         lax.fori_loop(jnp.int32(0), count, step, jnp.int32(0))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxlab.core.gram import Gram, check_gram
 from jaxlab.core.matrix import Cost, Example, Matrix, accumulator, check_dense, matrix, static
 from jaxlab.core.registry import suggest
+from jaxlab.kernels.monarch_matmul import monarch_matmul, takes_kernel
 from jaxlab.methods.monarch.initialise import RANDOM_INITS, init_monarch
 from jaxlab.methods.monarch.product import monarch_apply, monarch_apply_t
 from jaxlab.methods.monarch.project import check_finite, project_to_monarch
@@ -145,12 +146,25 @@ class Monarch(Matrix):
         return jnp.swapaxes(monarch_to_dense(self.params, self.sizes, blocked=self.blocked), -1, -2)
 
     def rmatmul(self, x: jax.Array) -> jax.Array:
-        """`x @ W`: two batched products, rounded to x's dtype after each."""
+        """`x @ W`: two batched products, rounded to x's dtype after each.
+
+        Where a stored measurement says so, a kernel's: only reverse mode differentiates that.
+        """
+        if self._takes_kernel(x, transpose=False):
+            return monarch_matmul(x, self.w1, self.w2, blocked=self.blocked)
         return monarch_apply(self.params, x, self.sizes, blocked=self.blocked)
 
     def tmatmul(self, x: jax.Array) -> jax.Array:
         """`x @ W.T`: the same in reverse order."""
+        if self._takes_kernel(x, transpose=True):
+            return monarch_matmul(x, self.w1, self.w2, blocked=self.blocked, transpose=True)
         return monarch_apply_t(self.params, x, self.sizes, blocked=self.blocked)
+
+    def _takes_kernel(self, x: jax.Array, *, transpose: bool) -> bool:
+        fits = x.ndim > 0 and x.shape[-1] == (self.d_out if transpose else self.d_in)
+        if not fits or self.w1.ndim != 3 or self.sizes.is_padded:
+            return False
+        return takes_kernel(x, self.w1, self.w2, blocked=self.blocked, transpose=transpose)
 
     def cost(self, rows: int) -> Cost:
         """Two batched products, the middle written and read once."""
