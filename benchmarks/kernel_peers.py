@@ -2,13 +2,28 @@
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kernel_timing import REPEATS, Times, copies_of, summary
 
+# Of the module torch: a function, and the argument tuples of calls that take turns.
+Peer = Callable[[Any], tuple[Callable[..., Any], list[tuple[Any, ...]]]]
 
-def peers(kind: str, rows: int, size: int) -> dict[str, Any]:
+
+def dense_peers(rows: int, n: int, k: int) -> dict[str, Peer]:
+    """Of x (rows, k) with a dense W (n, k)."""
+    return {"bf16": functools.partial(_dense, rows, n, k)}
+
+
+def packed_peers(kind: str, rows: int, n: int, k: int) -> dict[str, Peer]:
+    """Of x (rows, k) with a packed W (n, k)."""
+    return {
+        name: functools.partial(make, rows, n, k) for name, make in _OF_KIND.get(kind, {}).items()
+    }
+
+
+def time_peers(peers: Mapping[str, Peer]) -> dict[str, dict[str, Any]]:
     """Times by name; an error's text where a peer fails. Nothing without torch or CUDA."""
     try:
         torch = importlib.import_module("torch")
@@ -16,66 +31,73 @@ def peers(kind: str, rows: int, size: int) -> dict[str, Any]:
         return {}
     if not torch.cuda.is_available():
         return {}
-    made = {"torch bf16": _dense, **_OF_KIND.get(kind, {})}
-    return {name: _timed(make, rows, size) for name, make in made.items()}
+    return {name: _timed(torch, make) for name, make in peers.items()}
 
 
-@functools.cache
-def _timed(make: Callable[[Any, int, int], Any], rows: int, size: int) -> dict[str, Any]:
-    torch = importlib.import_module("torch")
+def _timed(torch: Any, make: Peer) -> dict[str, Any]:
     try:
         with torch.no_grad():
-            return _time(torch, *make(torch, rows, size)).as_dict()
+            return _time(torch, *make(torch)).as_dict()
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {str(error)[:120]}"}
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
     finally:
         torch.cuda.empty_cache()
 
 
-def _dense(torch: Any, rows: int, size: int) -> Any:
+def _dense(rows: int, n: int, k: int, torch: Any) -> Any:
     made = {"dtype": torch.bfloat16, "device": "cuda"}
-    weights = [torch.randn(size, size, **made) for _ in range(copies_of(2 * size * size))]
-    return (lambda x, w: x @ w.T), _inputs(torch, rows, size, len(weights)), weights
+    weights = [torch.randn(n, k, **made) for _ in range(copies_of(2 * n * k))]
+    xs = _inputs(torch, rows, k, len(weights))
+    return (lambda x, w: x @ w.T), list(zip(xs, weights, strict=True))
 
 
-def _tinygemm(torch: Any, rows: int, size: int) -> Any:
+def _tinygemm(rows: int, n: int, k: int, torch: Any) -> Any:
     weights = []
-    for _ in range(copies_of(size * size // 2)):
-        q = torch.randint(0, 256, (size, size // 2), dtype=torch.uint8, device="cuda")
+    for _ in range(copies_of(n * k // 2)):
+        q = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, device="cuda")
         packed = torch.ops.aten._convert_weight_to_int4pack(q, 8)
-        scales = torch.rand(size // 128, size, 2, dtype=torch.bfloat16, device="cuda")
+        scales = torch.rand(k // 128, n, 2, dtype=torch.bfloat16, device="cuda")
         weights.append((packed, scales))
     product = torch.ops.aten._weight_int4pack_mm
-    return (
-        lambda x, w: product(x, w[0], 128, w[1]),
-        _inputs(torch, rows, size, len(weights)),
-        weights,
-    )
+    xs = _inputs(torch, rows, k, len(weights))
+    calls = [(x, *w) for x, w in zip(xs, weights, strict=True)]
+    return (lambda x, packed, scales: product(x, packed, 128, scales)), calls
 
 
-def _semi_structured(torch: Any, rows: int, size: int) -> Any:
+def _weight_int8(rows: int, n: int, k: int, torch: Any) -> Any:
     weights = []
-    for _ in range(copies_of(size * size)):
-        dense = torch.randn(size, size, dtype=torch.bfloat16, device="cuda")
-        kept = torch.tensor([1, 1, 0, 0], dtype=torch.bool, device="cuda").tile(size, size // 4)
+    for _ in range(copies_of(n * k)):
+        q = torch.randint(-127, 128, (n, k), dtype=torch.int8, device="cuda")
+        weights.append((q, torch.rand(n, dtype=torch.bfloat16, device="cuda")))
+    xs = _inputs(torch, rows, k, len(weights))
+    calls = [(x, *w) for x, w in zip(xs, weights, strict=True)]
+    return torch.ops.aten._weight_int8pack_mm, calls
+
+
+def _semi_structured(rows: int, n: int, k: int, torch: Any) -> Any:
+    weights = []
+    for _ in range(copies_of(n * k)):
+        dense = torch.randn(n, k, dtype=torch.bfloat16, device="cuda")
+        kept = torch.tensor([1, 1, 0, 0], dtype=torch.bool, device="cuda").tile(n, k // 4)
         weights.append(torch.sparse.to_sparse_semi_structured(dense * kept))
-    product = torch.nn.functional.linear
-    return product, _inputs(torch, rows, size, len(weights)), weights
+    xs = _inputs(torch, rows, k, len(weights))
+    return torch.nn.functional.linear, list(zip(xs, weights, strict=True))
 
 
-def _inputs(torch: Any, rows: int, size: int, copies: int) -> list[Any]:
-    return [torch.randn(rows, size, dtype=torch.bfloat16, device="cuda") for _ in range(copies)]
+def _inputs(torch: Any, rows: int, k: int, copies: int) -> list[Any]:
+    return [torch.randn(rows, k, dtype=torch.bfloat16, device="cuda") for _ in range(copies)]
 
 
-_OF_KIND: dict[str, dict[str, Callable[[Any, int, int], Any]]] = {
-    "int4": {"torch tinygemm int4": _tinygemm},
-    "2:4": {"torch semi-structured": _semi_structured},
+_OF_KIND: dict[str, dict[str, Callable[..., Any]]] = {
+    "int4": {"tinygemm int4": _tinygemm},
+    "int8": {"weight-only int8": _weight_int8},
+    "2:4": {"semi-structured": _semi_structured},
 }
 
 
-def _time(torch: Any, fn: Callable[..., Any], xs: list[Any], weights: list[Any]) -> Times:
+def _time(torch: Any, fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Times:
     def every() -> list[Any]:
-        return [fn(x, w) for x, w in zip(xs, weights, strict=True)]
+        return [fn(*call) for call in calls]
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -96,7 +118,7 @@ def _time(torch: Any, fn: Callable[..., Any], xs: list[Any], weights: list[Any])
                 graph.replay()
             end.record()
             torch.cuda.synchronize()
-            once.append(start.elapsed_time(end) / 1e3 / (4 * len(xs)))
+            once.append(start.elapsed_time(end) / 1e3 / (4 * len(calls)))
         seconds.append(once)
     del kept
     return summary(seconds)

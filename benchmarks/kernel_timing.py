@@ -5,19 +5,29 @@ calls are one program, and several programs are under way before the clock is re
 of a call take on the device, and what a call takes with all that is around it, are two numbers.
 """
 
+import contextlib
+import fcntl
+import functools
 import importlib
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 ROTATED_BYTES = 110e6
 LEAST_CALLS = 16
 REPEATS = 5
+
+# The arguments of calls that one program makes.
+Calls = Sequence[tuple[Any, ...]]
 
 
 class Times(NamedTuple):
@@ -27,17 +37,22 @@ class Times(NamedTuple):
       us: with starting it.
       low: the least of those.
       high: the greatest.
-      device_us: of the kernels alone, as CUPTI has it; None where it cannot be had.
+      runs: the medians, in the order of the repeats.
+      device_us: of the kernels alone, as CUPTI has it, their median; None where it cannot be had.
+      device_runs: those of the repeats.
     """
 
     us: float
     low: float
     high: float
+    runs: tuple[float, ...]
     device_us: float | None = None
+    device_runs: tuple[float, ...] | None = None
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {n: round(v, 2) for n, v in self._asdict().items() if v is not None}
+        named = self._asdict().items()
+        return {n: np.round(v, 2).tolist() for n, v in named if v is not None}
 
 
 def copies_of(nbytes: int) -> int:
@@ -47,50 +62,55 @@ def copies_of(nbytes: int) -> int:
 
 def summary(per_call: Sequence[Sequence[float]]) -> Times:
     """Of seconds, by repeat."""
-    medians = [statistics.median(r) for r in per_call]
-    every = [s for r in per_call for s in r]
-    return Times(min(medians) * 1e6, min(every) * 1e6, max(every) * 1e6)
+    medians = [statistics.median(r) * 1e6 for r in per_call]
+    every = [s * 1e6 for r in per_call for s in r]
+    return Times(min(medians), min(every), max(every), tuple(medians))
 
 
-def time_calls(fn: Callable[..., jax.Array], xs: Sequence[Any], weights: Sequence[Any]) -> Times:
-    """Times `fn(x, *weight)` over all weights.
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keeps other processes of these benchmarks off the GPU: some compile while one measures."""
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    path = Path(tempfile.gettempdir()) / f"jaxlab-benchmarks-{device}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
-    Args:
-      fn: the product.
-      xs: inputs, one for each call.
-      weights: tuples of the other arguments, likewise.
-    """
+
+def lowered(fn: Callable[..., Any], calls: Calls) -> jax.stages.Lowered:
+    """The program that makes all calls of a function, whose arguments take turns."""
     # Traced and lowered once, however often it is called.
     inner = jax.jit(fn)
+    return jax.jit(lambda calls: [inner(*call) for call in calls]).lower(calls)
 
-    @jax.jit
-    def program(xs: Sequence[Any], weights: Sequence[Any]) -> list[jax.Array]:
-        return [inner(x, *w) for x, w in zip(xs, weights, strict=True)]
 
+def time_calls(program: Callable[..., Any], calls: Calls) -> Times:
+    """Times a compiled program of all calls."""
     for _ in range(2):
-        jax.block_until_ready(program(xs, weights))
+        jax.block_until_ready(program(calls))
     seconds = []
     for _ in range(REPEATS):
         once = []
         for _ in range(5):
             began = time.perf_counter()
-            outs = [program(xs, weights) for _ in range(4)]
+            outs = [program(calls) for _ in range(4)]
             jax.block_until_ready(outs)
-            once.append((time.perf_counter() - began) / (4 * len(xs)))
+            once.append((time.perf_counter() - began) / (4 * len(calls)))
         seconds.append(once)
-    return summary(seconds)._replace(device_us=on_device(program, xs, weights))
+    runs = on_device(program, calls)
+    if not runs:
+        return summary(seconds)
+    return summary(seconds)._replace(device_us=statistics.median(runs), device_runs=runs)
 
 
-def on_device(
-    program: Callable[..., Any], xs: Sequence[Any], weights: Sequence[Any]
-) -> float | None:
-    """Microseconds of a call's kernels; None without a GPU."""
+def on_device(program: Callable[..., Any], calls: Calls) -> tuple[float, ...]:
+    """Microseconds of a call's kernels, by repeat; none without a GPU."""
     if jax.devices()[0].platform == "cpu":
-        return None
+        return ()
     profiler = importlib.import_module("jax.experimental.mosaic.gpu.profiler")
     measured = profiler.Cupti(finalize=False).measure(program, iterations=REPEATS)
-    _, milliseconds = measured(xs, weights)
-    return statistics.median(milliseconds) * 1e3 / len(xs)
+    _, milliseconds = measured(calls)
+    return tuple(ms * 1e3 / len(calls) for ms in milliseconds or ())
 
 
 def inputs(rows: int, k: int, calls: int) -> list[jax.Array]:
@@ -102,21 +122,48 @@ def inputs(rows: int, k: int, calls: int) -> list[jax.Array]:
 def copy_bandwidth() -> float:
     """Bytes a second of a copy of 1 GB on the device, read and written."""
     x = jnp.ones((2**29,), jnp.bfloat16)
-    add = jax.jit(lambda x: x + 1)
-    jax.block_until_ready(add(add(x)))
+    return 2 * x.nbytes / _seconds(jax.jit(lambda x: x + 1), x)
+
+
+def peaks(n: int = 8192) -> dict[str, float]:
+    """Operations a second of a dense product of n x n numbers, by dtype.
+
+    That of int8 is twice that of bfloat16, as tensor cores have it: how XLA reaches it differs
+    between versions.
+    """
+    found = {}
+    for name in ("bfloat16", "float32"):
+        x = jax.random.normal(jax.random.key(0), (n, n), jnp.dtype(name)) / n**0.5
+        product = jax.jit(functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST))
+        found[name] = 2 * n**3 / _seconds(functools.partial(product, x), x)
+    bf16 = found["bfloat16"]
+    return {"bf16": bf16, "int8": 2 * bf16, "float32": found["float32"]}
+
+
+def _seconds(step: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+    jax.block_until_ready(step(step(x)))
     seconds = []
-    for _ in range(5):
+    for _ in range(REPEATS):
         began = time.perf_counter()
         y = x
         for _ in range(8):
-            y = add(y)
+            y = step(y)
         jax.block_until_ready(y)
         seconds.append((time.perf_counter() - began) / 8)
-    return 2 * x.nbytes / statistics.median(seconds)
+    return statistics.median(seconds)
 
 
-def worst(y: jax.Array, expected: jax.Array) -> float:
-    """The largest difference, as a part of the largest number expected."""
-    y64, e64 = np.asarray(y, np.float64), np.asarray(expected, np.float64)
-    difference = np.max(np.abs(y64 - e64))
-    return float(difference / np.max(np.abs(e64))) if np.isfinite(difference) else float("inf")
+@jax.jit
+def _worst(y: jax.Array, expected: jax.Array) -> jax.Array:
+    wide, right = y.astype(jnp.float32), expected.astype(jnp.float32)
+    return jnp.max(jnp.abs(wide - right)) / jnp.maximum(jnp.max(jnp.abs(right)), 1e-30)
+
+
+def worst(y: Any, expected: Any) -> float:
+    """The largest difference, as a part of the largest number expected; infinite for NaN.
+
+    Of several arrays the worst: computed where they are, as some have millions of numbers.
+    """
+    pairs = zip(jax.tree.leaves(y), jax.tree.leaves(expected), strict=True)
+    found = [float(_worst(a, b)) for a, b in pairs]
+    return max(x if np.isfinite(x) else float("inf") for x in found)

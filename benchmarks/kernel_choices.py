@@ -1,0 +1,127 @@
+"""What stored measurements of kernels become: one record, and the choices that `dispatch` reads."""
+
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from claim import RESULTS, stored
+from kernel_places import on_device, peers, ranked
+from kernel_units import KERNELS
+
+from jaxlab.kernels import dispatch
+from jaxlab.kernels.plan import STEPS
+
+# How many times as fast as everything of XLA a kernel must be to be taken.
+MARGIN = 1.1
+
+
+def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
+    """What `dispatch` reads: by problem, and by family where the kernel won at every size."""
+    result = record["result"]
+    entries: dict[str, Any] = {}
+    measured: dict[str, list[tuple[tuple[int, int, int], bool]]] = {}
+    for name, entry in result["cells"].items():
+        if entry["op"] != op:
+            continue
+        rows = peers(result, entry).items()
+        others = min((on_device(row) for name, row in rows if name.startswith("XLA")), default=0.0)
+        # Of every way to store the operands.
+        best = {row["key"]: row for row in reversed(ranked(entry["ours"]))}
+        for key, row in best.items():
+            wins = on_device(row) * MARGIN <= others
+            entries[key] = {
+                "implementation": "mosaic_gpu" if wins else "xla",
+                "config": row["config"],
+                "us": on_device(row),
+                "xla_us": others,
+            }
+            if not wins:
+                print(f"{name}, {key}: XLA stays")
+            place = entry["rows"], *entry["sizes"]
+            measured.setdefault(row["family"], []).append((place, wins))
+    return {
+        "device": record["device"].replace("-", " "),
+        "jax": record["versions"]["jax"],
+        "layout": result["layout"],
+        "won": {family: box for family, found in measured.items() if (box := won(found))},
+        "entries": entries,
+    }
+
+
+def won(measured: Iterable[tuple[tuple[int, int, int], bool]]) -> dict[str, Any] | None:
+    """The widest range of rows, outputs and inputs between which the kernel is taken.
+
+    All its corners were measured, and the kernel won wherever in it that was.
+    """
+    wins = dict(measured)
+    axes = [sorted(set(axis)) for axis in zip(*wins, strict=True)]
+    spans = [list(itertools.combinations_with_replacement(axis, 2)) for axis in axes]
+    best, most = None, 0
+    for box in itertools.product(*spans):
+        inside = [
+            ok
+            for place, ok in wins.items()
+            if all(low <= x <= high for x, (low, high) in zip(place, box, strict=True))
+        ]
+        known = all(corner in wins for corner in itertools.product(*box))
+        if known and all(inside) and len(inside) > most:
+            best, most = box, len(inside)
+    if best is None:
+        return None
+    (few, many), n, k = best
+    # A measurement is that of every number of rows up to it that falls into its step.
+    rows = [_least(few), many]
+    return {"implementation": "mosaic_gpu", "rows": rows, "n": list(n), "k": list(k)}
+
+
+def _least(step: int) -> int:
+    # Beyond the last step every number of rows is one of its own.
+    return step if step > STEPS[-1] else max((s + 1 for s in STEPS if s < step), default=1)
+
+
+def write_configs(name: str) -> None:
+    """Stores the shapes at which the kernels run when nothing is asked for."""
+    for record in stored(name):
+        for op in dict.fromkeys(entry["op"] for entry in record["result"]["cells"].values()):
+            table = choices(record, op)
+            folder = KERNELS / op / "configs"
+            if not folder.parent.is_dir():
+                print(f"{op}: no such kernel, nothing is written")
+                continue
+            folder.mkdir(exist_ok=True)
+            path = folder / dispatch.file_name(table["device"])
+            path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+            print(f"{op}: {len(table['entries'])} shapes to {path.name}")
+
+
+def merge(name: str, folder: str) -> None:
+    """Joins what processes stored with what is there, and removes their files.
+
+    Later measurements replace earlier ones; a device's limits are the best that a process saw.
+    """
+    where = Path(folder) if folder else RESULTS
+    joined: dict[str, Any] = {}
+    parts = sorted(where.glob(f"{name}_part*.json"))
+    for part in parts:
+        record = json.loads(part.read_text(encoding="utf-8"))
+        path = where / f"{name}-{record['device']}.json"
+        there = path if path.exists() else RESULTS / path.name
+        if path.name not in joined and there.exists():
+            joined[path.name] = json.loads(there.read_text(encoding="utf-8"))
+        joined[path.name] = _joined(name, joined.get(path.name), record)
+    for file, record in joined.items():
+        (where / file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        print(f"{file}: {len(record['result']['cells'])} places")
+    for part in parts:
+        part.unlink()
+
+
+def _joined(name: str, record: dict[str, Any] | None, part: dict[str, Any]) -> dict[str, Any]:
+    if record is None:
+        return {**part, "benchmark": name}
+    old, new = record["result"], part["result"]
+    limits = {k: max(old.get(k, 0), v) for k, v in new.items() if isinstance(v, float)}
+    cells, dense = ({**old[k], **new[k]} for k in ("cells", "dense"))
+    return {**part, "benchmark": name, "result": {**new, **limits, "cells": cells, "dense": dense}}

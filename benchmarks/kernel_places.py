@@ -1,0 +1,30 @@
+"""How the stored rows of a place in the kernels' tables are read."""
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def on_device(timed: dict[str, Any]) -> float:
+    """Microseconds of the kernels alone, or where that is not known of the call."""
+    return timed.get("device_us", timed.get("us", float("inf")))
+
+
+def ranked(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Configurations that ran and were right, fastest first."""
+    return sorted((o for o in found if "us" in o), key=on_device)
+
+
+def best(cell: dict[str, Any]) -> dict[str, Any]:
+    """The fastest configuration; empty where none was right."""
+    return next(iter(ranked(cell["ours"])), {})
+
+
+def peers(result: Any, cell: Any) -> dict[str, dict[str, Any]]:
+    """Every other row of a place, by name: XLA's first, dense products with them."""
+    dense = result["dense"].get(cell.get("dense"), {})
+    xla = {**({"dense bf16": dense["xla"]} if dense else {}), **cell["xla"]}
+    torch = {**dense.get("torch", {}), **cell["torch"]}
+    return {
+        **{f"XLA {name.removeprefix('xla').strip()}".strip(): row for name, row in xla.items()},
+        **{f"torch {name.removeprefix('torch').strip()}": row for name, row in torch.items()},
+    }

@@ -1,0 +1,138 @@
+"""The places of the kernels' tables, most important first, and how processes share them."""
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import kernel_rows
+from kernel_cases import OPS
+from kernel_cell import Cell
+from kernel_places import ranked
+from kernel_rows import few
+
+# Rows, outputs and inputs.
+Place = tuple[int, int, int]
+
+KERNELS = Path(__file__).parents[1] / "jaxlab" / "kernels"
+ROWS = (16, 1, 8, 64, 32)
+BIG, SMALL = (8192, 8192), (4096, 4096)
+# Where every configuration is tried; elsewhere the best there.
+FIRST = (16, *BIG)
+# Outputs and inputs of the decoder of `decoding.py` at width 4096, and the kinds that it has.
+DECODER = (SMALL, (11264, 4096), (4096, 11264))
+DECODED = ("int4", "2:4", "1:8", "binary", "int8")
+# Between these and the squares a family may be chosen where it won at all of them.
+CORNERS = tuple((rows, n, k) for n, k in ((8192, 4096), (4096, 8192)) for rows in (64, 1))
+
+
+class Unit(NamedTuple):
+    """A place of a table.
+
+    Attributes:
+      key: under which it is stored.
+      op: whose it is; empty for dense products, which all ops are compared with.
+      kind: of the weights, or the place's name.
+      share: what one process takes together: winners and weights stay with it.
+      measure: of the results so far and the device's limits, the rows.
+    """
+
+    key: str
+    op: str
+    kind: str
+    share: int
+    measure: Callable[[dict[str, Any], dict[str, float]], dict[str, Any]]
+
+
+def places(kind: str) -> Iterator[Place]:
+    """Rows, outputs and inputs at which products with packed weights are measured."""
+    found = [FIRST, (1, *BIG), (8, *BIG)]
+    if kind in DECODED:
+        found += [(rows, *size) for size in DECODER for rows in (16, 1)]
+    found += [(rows, *size) for rows in ROWS for size in (SMALL, BIG)]
+    found += CORNERS if kind in DECODED else ()
+    yield from dict.fromkeys(found)
+
+
+def at(rows: int, n: int, k: int) -> str:
+    """The part of a key that says where.
+
+    >>> at(16, 8192, 4096)
+    '8192x4096 b16'
+    """
+    return f"{n}x{k} b{rows}"
+
+
+def cell_ops() -> dict[str, dict[str, Callable[[], Cell]]]:
+    """By op, the cells of ops whose operands are not an x of few rows and packed weights."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("kernel_cases_*.py")):
+        name = path.stem.removeprefix("kernel_cases_")
+        folders = sorted(f.name for f in KERNELS.glob(f"{name}*") if (f / "api.py").exists())
+        found[folders[0] if folders else name] = importlib.import_module(path.stem).CELLS
+    return found
+
+
+def units(op: str = "") -> list[Unit]:
+    """All of an op, or of all, with the dense products that they are compared with."""
+    packed = {o: OPS[o] for o in OPS if op in ("", o)}
+    kinds = [(o, kind) for o in packed for kind in packed[o]]
+    cells = {o: made for o, made in cell_ops().items() if op in ("", o)}
+    of_kind = {pair: list(places(pair[1])) for pair in kinds}
+    order = list(dict.fromkeys(p for found in of_kind.values() for p in found))
+    # As every kind has it: what some kinds do not have comes where others have it.
+    order.sort(key=lambda p: min(f.index(p) for f in of_kind.values() if p in f))
+    made: list[Unit] = []
+    for i, place in enumerate(order):
+        made.append(Unit(f"dense {at(*place)}", "", "", -1 - i, functools.partial(_dense, place)))
+        for share, (o, kind) in enumerate(kinds):
+            if place in of_kind[o, kind]:
+                rows = functools.partial(_skinny, o, kind, place)
+                made.append(Unit(f"{o} {kind} {at(*place)}", o, kind, share, rows))
+        if i == 0:
+            made += _of_cells(cells, len(kinds), slice(0, 1))
+    # An op of cells alone has none yet.
+    made += [] if order else _of_cells(cells, len(kinds), slice(0, 1))
+    return made + _of_cells(cells, len(kinds), slice(1, None))
+
+
+def _of_cells(cells: dict[str, Any], share: int, which: slice) -> list[Unit]:
+    made = []
+    for i, (o, named) in enumerate(cells.items()):
+        first = next(iter(named))
+        for name, make in list(named.items())[which]:
+            rows = functools.partial(_cell, o, make, first)
+            made.append(Unit(f"{o} {name}", o, name, share + i, rows))
+    return made
+
+
+def _dense(place: Place, result: dict[str, Any], limits: dict[str, float]) -> dict[str, Any]:
+    del result, limits
+    return kernel_rows.dense(*place)
+
+
+def _skinny(
+    op: str,
+    kind: str,
+    place: Place,
+    result: dict[str, Any],
+    limits: dict[str, float],
+) -> dict[str, Any]:
+    best = _best(result, f"{op} {kind} {at(*FIRST)}")
+    cells = kernel_rows.skinny(op, kind, *place, best)
+    return {**kernel_rows.measure(cells, limits), "dense": at(*place)}
+
+
+def _cell(
+    op: str, make: Callable[[], Cell], first: str, result: dict[str, Any], limits: dict[str, float]
+) -> dict[str, Any]:
+    with kernel_rows.alone():
+        cell = make()
+    best = _best(result, f"{op} {first}")
+    return kernel_rows.measure([cell._replace(configs=few(cell.configs, best))], limits)
+
+
+def _best(result: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = result["cells"].get(key, {}).get("ours", [])
+    return [o["config"] for o in ranked(found)[:2]]

@@ -1,0 +1,293 @@
+"""The benchmark of the kernels: what is measured, what is stored, and how that is read."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIMITS = {"bandwidth": 1e12, "bf16": 1e15, "int8": 2e15, "float32": 1e14}
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A module of the benchmarks by name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """A configuration whose kernel is right where it is 1."""
+
+    factor: float
+
+
+class Problem(NamedTuple):
+    """What a choice looks at."""
+
+    rows: int = 4
+    sizes: tuple[int, int] = (8, 8)
+    family: str = "f"
+    key: str = "f/8x8/b4"
+
+
+def kernel(config):
+    """A product, or what cannot be compiled."""
+    if config.factor < 0:
+        raise NotImplementedError("less than nothing")
+    return lambda x, w: config.factor * x @ w
+
+
+def timed(us, **more):
+    """A row with a time on the device."""
+    runs = {"device_runs": [us] * 5, "low": us, "high": us}
+    return {"us": us + 1, "device_us": us, **runs, **more}
+
+
+def place(op, kind, rows, us, xla, n=8192, k=8192, family="f", torch=None):
+    """A stored place with one configuration and one row of XLA's."""
+    mine = timed(us, family=family, key=f"{family}/{n}x{k}/b{rows}", config={"ways": 4})
+    return {
+        "op": op, "kind": kind, "sizes": [n, k], "rows": rows, "bytes": 10**6, "flops": 0,
+        "peak": "bf16", "floor": 1.0, "xla": {"packed": timed(xla)}, "ours": [mine],
+        "torch": torch or {}, "dense": f"{n}x{k} b{rows}",
+    }  # fmt: skip
+
+
+def test_a_cell_tells_right_from_wrong_and_from_what_does_not_compile(module):
+    calls = [(jnp.full((4, 8), i + 1.0), jnp.ones((8, 8))) for i in range(2)]
+    cell = module("kernel_cell").Cell(
+        problem=Problem(), nbytes=10**6, flops=4e9, peak="bf16", calls=calls,
+        configs=[Factor(1.0), Factor(2.0), Factor(-1.0)], kernel=kernel,
+        reference=lambda x, w: x @ w, xla={"xla": lambda x, w: x @ w}, torch={}, tolerance=1e-6,
+    )  # fmt: skip
+    found = module("kernel_rows").measure([cell], LIMITS)
+    right, wrong, refused = found["ours"]
+    assert right["us"] > 0
+    assert right["off"] == 0
+    assert len(right["runs"]) == 5
+    assert wrong["wrong"] == pytest.approx(1.0)
+    assert "less than nothing" in refused["error"]
+    # 4e9 operations take 4 us, 1e6 bytes 1 us.
+    assert found["floor"] == pytest.approx(4.0)
+    assert found["xla"]["xla"]["us"] > 0
+
+
+def test_nan_is_infinitely_wrong(module):
+    worst = module("kernel_timing").worst
+    assert worst(jnp.array([1.0, jnp.nan]), jnp.ones(2)) == float("inf")
+    assert worst((jnp.ones(2), jnp.array([2.0, 4.0])), (jnp.ones(2), jnp.array([2.0, 5.0]))) == (
+        pytest.approx(0.2)
+    )
+
+
+@pytest.mark.parametrize("of", [2, 3, 8])
+def test_processes_share_all_places_and_none_twice(module, of):
+    units = module("kernel_units").units()
+    keys = [unit.key for unit in units]
+    assert len(set(keys)) == len(keys)
+    dealt = [u.key for mine in range(of) for u in units if u.share % of == mine]
+    assert sorted(dealt) == sorted(keys)
+    # A kind stays with one process, which knows its fastest configurations.
+    shares: dict[Any, set[int]] = {}
+    for unit in units:
+        shares.setdefault((unit.op, unit.kind) if unit.op else unit.key, set()).add(unit.share)
+    assert {len(s) for s in shares.values()} == {1}
+
+
+def test_every_packed_kind_is_measured_at_both_sizes_and_all_rows(module):
+    units, cases = module("kernel_units"), module("kernel_cases")
+    keys = {unit.key for unit in units.units()}
+    for op, kinds in cases.OPS.items():
+        for kind in kinds:
+            for size in (4096, 8192):
+                for rows in (1, 8, 16, 32, 64):
+                    assert f"{op} {kind} {size}x{size} b{rows}" in keys
+                    assert f"dense {size}x{size} b{rows}" in keys
+    first = [unit.key for unit in units.units("nm_matmul")][:2]
+    assert first == ["dense 8192x8192 b16", "nm_matmul 2:4 8192x8192 b16"]
+    assert units.units("no_such_op") == []
+
+
+def test_the_decoder_of_the_decoding_benchmark_has_the_sizes_that_are_measured(module):
+    section = module("decoding").SIZES["large"].section
+    wide, inner = section["d_model"], section["d_mlp"]
+    assert set(module("kernel_units").DECODER) == {(wide, wide), (inner, wide), (wide, inner)}
+
+
+def test_winners_go_first_and_unknown_ones_are_left_out(module):
+    few = module("kernel_rows").few
+    own = [Factor(float(i)) for i in range(5)]
+    assert few(own, []) == own
+    assert few(own, [{"factor": 4.0}, {"factor": 9.0}]) == [own[4], own[0], own[1]]
+
+
+def test_a_family_is_taken_in_the_widest_range_that_it_won(module):
+    won = module("kernel_choices").won
+    wins = {(rows, n, n): True for rows in (1, 16) for n in (4096, 8192)}
+    # Without the corners only one size at a time.
+    assert won(wins.items()) == {
+        "implementation": "mosaic_gpu", "rows": [1, 16], "n": [4096] * 2, "k": [4096] * 2,
+    }  # fmt: skip
+    wins = {(rows, n, k): True for rows in (1, 8, 16) for n in (8, 9) for k in (8, 9)}
+    assert won(wins.items())["k"] == [8, 9]
+    assert won(wins.items())["rows"] == [1, 16]
+    # A loss at one row leaves the others: 8 stands for 2 to 8.
+    lost = wins | {(1, 9, 9): False}
+    assert won(lost.items())["rows"] == [2, 16]
+    # Inside the range that was measured, too.
+    assert won((wins | {(8, 9, 9): False}).items())["n"] == [8, 8]
+    assert won({(1, 8, 8): False}.items()) is None
+
+
+def test_a_kernel_is_taken_where_it_beats_all_of_xla_by_the_margin(module):
+    cells = {
+        "near": place("op", "a", 16, us=10.0, xla=10.9, family="a"),
+        "ahead": place("op", "b", 16, us=10.0, xla=11.0, family="b"),
+        "behind dense": place("op", "c", 8, us=10.0, xla=50.0, family="c"),
+        "other": place("another", "d", 8, us=10.0, xla=50.0, family="d"),
+    }
+    dense = {"8192x8192 b16": {"xla": timed(60.0), "torch": {}}}
+    dense["8192x8192 b8"] = {"xla": timed(5.0), "torch": {}}
+    record = {
+        "device": "NVIDIA-X", "versions": {"jax": "0.11.2"},
+        "result": {"cells": cells, "dense": dense, "layout": 1},
+    }  # fmt: skip
+    table = module("kernel_choices").choices(record, "op")
+    chosen = {key: entry["implementation"] for key, entry in table["entries"].items()}
+    assert chosen == {
+        "a/8192x8192/b16": "xla", "b/8192x8192/b16": "mosaic_gpu", "c/8192x8192/b8": "xla",
+    }  # fmt: skip
+    assert list(table["won"]) == ["b"]
+    assert table["device"] == "NVIDIA X"
+
+
+def test_parts_are_joined_and_removed(module, tmp_path):
+    about = {"device": "X", "versions": {}}
+    for i, speed in enumerate((1.0, 2.0)):
+        result = {"cells": {f"c{i}": {}}, "dense": {f"d{i}": {}}, "bandwidth": speed, "layout": 1}
+        record = {**about, "benchmark": f"kernels_part{i}of2", "result": result}
+        (tmp_path / f"kernels_part{i}of2-X.json").write_text(json.dumps(record))
+    module("kernel_choices").merge("kernels", str(tmp_path))
+    (path,) = tmp_path.iterdir()
+    assert path.name == "kernels-X.json"
+    record = json.loads(path.read_text())
+    assert record["benchmark"] == "kernels"
+    result = record["result"]
+    assert list(result["cells"]) == ["c0", "c1"]
+    assert list(result["dense"]) == ["d0", "d1"]
+    assert (result["bandwidth"], result["layout"]) == (2.0, 1)
+
+
+def test_the_rows_at_which_a_kernel_wins_are_told_from_all_that_were_measured(module):
+    pages = module("publish_kernels")
+    won = {1: 20.0, 8: 20.0, 16: 9.0, 64: 9.0}
+    cells = {
+        f"op kind b{rows}": place("op", "kind", rows, 10.0, xla, torch={"bf16": timed(9.5)})
+        for rows, xla in won.items()
+    }
+    text = pages.range_table({"cells": cells, "dense": {}})
+    assert "| op | kind | 8192 x 8192 | 1, 8, 16, 64 | from 1 to 8 | nowhere |" in text
+    assert pages._range([1, 8, 16], [True, False, True]) == "at 1, 16"
+
+
+def ranked_result(pages, int8, dense, torch):
+    """Places of the ranking: int4 and 2:4 take 10 us."""
+    took = {"int4": 10.0, "int8": int8, "2:4": 10.0}
+    cells = {
+        key: place(key.split()[0], kind, 8, took[kind], 99.0) for kind, key in pages._RANKED.items()
+    }
+    return {
+        "cells": cells,
+        "dense": {"8192x8192 b8": {"xla": timed(dense), "torch": {"bf16": timed(torch)}}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("int8", "dense", "torch", "holds"),
+    [(12.5, 20.0, 16.0, True), (12.4, 20.0, 16.0, False), (12.5, 20.0, 15.0, False)],
+)
+def test_the_ranking_holds_by_a_quarter_against_the_faster_dense(module, int8, dense, torch, holds):
+    pages = module("publish_kernels")
+    result = ranked_result(pages, int8, dense, torch)
+    assert (pages._ranking_holds(result) == "reproduced") == holds
+    assert "int4 before int8" in pages._ranking_words(result)
+
+
+def test_one_slow_repeat_breaks_the_ranking(module):
+    pages = module("publish_kernels")
+    result = ranked_result(pages, 12.5, 20.0, 20.0)
+    assert pages._ranking_holds(result) == "reproduced"
+    result["cells"][pages._RANKED["int4"]]["ours"][0]["device_runs"][3] = 11.0
+    assert "not" in pages._ranking_holds(result)
+
+
+def test_a_goal_is_scaled_by_the_floor_of_the_device(module):
+    goals = module("kernel_goals")
+    cell = place("op", "kind", 16, 10.0, 20.0) | {"bytes": 27_696_000}
+    # 10 us on an H100, and twice as fast here.
+    cell["floor"] = 5.0
+    assert goals.allowed(cell, 14) == pytest.approx(7.0)
+    key = "quantized_matmul int4 8192x8192 b16"
+    assert not goals.reached({"cells": {key: cell}, "dense": {}}, key)
+    cell["ours"] = [timed(6.9)]
+    assert goals.reached({"cells": {key: cell}, "dense": {}}, key)
+
+
+def test_goals_name_places_that_are_measured(module):
+    keys = {unit.key for unit in module("kernel_units").units()}
+    known = {key.split(" ", 1)[0] for key in keys}
+    goals = [key for key in module("kernel_goals").GOALS if key.split(" ", 1)[0] in known]
+    assert set(goals) <= keys
+    assert len(goals) >= 5
+
+
+CSV = """==PROF== Connected to process 1
+==PROF== Profiling "body" - 0: 0%
+"ID","Kernel Name","gpu__time_duration.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed",\
+"sm__inst_executed.sum","smsp__issue_active.avg.pct_of_peak_sustained_active",\
+"smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio",\
+"smsp__average_warps_issue_stalled_wait_per_issue_active.ratio","lts__t_bytes.sum"
+"","","ns","%","inst","%","inst","inst","Kbyte"
+"0","wrapped_atan2","1,000","1","1","1","1","1","1"
+"1","loop_transpose_fusion","3,000","1","1","1","1","1","1"
+"2","body_mosaic_gpu_kernel","10,500","61.5","2,097,152","49.0","0.75","n/a","8,704"
+"3","wrapped_atan2","1,000","1","1","1","1","1","1"
+"4","body_mosaic_gpu_kernel","20,000","50","1","51.0","0.1","0.55","1"
+"5","wrapped_atan2","1,000","1","1","1","1","1","1"
+"""
+
+
+def test_counters_are_read_as_the_profiler_prints_them(module):
+    counters = module("kernel_counters")
+    first, second, rest = counters.blocks(counters.parse(CSV), "atan2")
+    assert [launch["Kernel Name"] for launch in first] == [
+        "loop_transpose_fusion", "body_mosaic_gpu_kernel",
+    ]  # fmt: skip
+    assert rest == []
+    launch = max(first, key=counters.seconds)
+    assert counters.seconds(launch) == pytest.approx(10.5e-6)
+    assert launch["lts__t_bytes.sum"] == pytest.approx(8.704e6)
+    assert list(counters.ceilings(launch)) == ["memory", "issue slots"]
+    assert list(counters.ceilings(second[0])) == ["issue slots", "memory"]
+    assert counters.stalls(launch) == {"long_scoreboard": 0.75}
+    assert list(counters.stalls(second[0])) == ["wait", "long_scoreboard"]
+    kept = counters.kept(launch)
+    assert set(kept) == set(launch)
+    line = module("publish_kernel_profile").line
+    entry = {"counters": kept, "weights": 2**25, "others": [["transpose", 3e-6]]}
+    # 2^21 instructions of 32 threads for 2^25 weights.
+    assert "10.5 us, memory 62 % (then issue slots 49 %), 2.00 instructions a weight" in line(
+        "x", entry
+    )
+
+
+def test_without_a_profiler_the_output_has_no_launches(module):
+    counters = module("kernel_counters")
+    assert counters.parse("==ERROR== no permission\n") == []
+    assert list(counters.blocks([], "atan2")) == []
