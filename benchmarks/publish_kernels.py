@@ -83,7 +83,7 @@ def range_table(result: Any) -> str:
     """By kind and size, the rows at which ours is faster than XLA, and than torch too."""
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for cell in result["cells"].values():
-        kind = cell["kind"] if "dense" in cell else best(cell).get("family", "")
+        kind = cell["kind"] if cell.get("dense") else best(cell).get("family", "")
         n, k = cell["sizes"]
         groups.setdefault((cell["op"], kind, f"{n} x {k}"), []).append(cell)
     lines = []
