@@ -47,6 +47,7 @@ def kernel(
     num_threads: int,
     thread_name: str,
     interpret: bool,
+    cluster: dict[str, int] | None = None,
 ) -> Callable[..., Any]:
     """`plgpu.kernel` with the semantics that every version has: whole warpgroups."""
     semantics = plgpu.LoweringSemantics.Warpgroup
@@ -57,6 +58,8 @@ def kernel(
         compiler_params=plgpu.CompilerParams(lowering_semantics=semantics),
         grid=grid,
         grid_names=grid_names,
+        cluster=tuple((cluster or {}).values()),
+        cluster_names=tuple(cluster or {}),
         num_threads=num_threads,
         thread_name=thread_name,
         interpret=interpreter() if interpret else None,

@@ -21,6 +21,7 @@ from jaxlab.core.matrix import (
     to_dense,
 )
 from jaxlab.core.registry import suggest
+from jaxlab.kernels.low_rank_matmul import low_rank_matmul, wins
 from jaxlab.methods.low_rank.factors import (
     Factors,
     Split,
@@ -211,8 +212,11 @@ class LowRank(Matrix):
         return dense.astype(u.dtype)
 
     def rmatmul(self, x: jax.Array) -> jax.Array:
-        """`(x @ u) @ v`."""
-        return matmul(matmul(x, self.u), self.v)
+        """`(x @ u) @ v`, by a kernel where it was measured to win."""
+        u, v = self.u, self.v
+        if isinstance(u, jax.Array) and isinstance(v, jax.Array) and wins(x, u, v):
+            return low_rank_matmul(x, u, v)
+        return matmul(matmul(x, u), v)
 
     def tmatmul(self, x: jax.Array) -> jax.Array:
         """`(x @ v.T) @ u.T`."""

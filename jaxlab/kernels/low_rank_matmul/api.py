@@ -1,0 +1,111 @@
+"""The product of few rows with two thin factors."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.kernels import dispatch
+from jaxlab.kernels.low_rank_matmul.reference import xla
+from jaxlab.kernels.low_rank_matmul.shapes import Config, problem_of
+from jaxlab.kernels.rules import with_rules
+
+
+def low_rank_matmul(
+    x: jax.Array,
+    down: jax.Array,
+    up: jax.Array,
+    *,
+    implementation: dispatch.Choice = None,
+    config: Config | None = None,
+    interpret: bool | None = None,
+) -> jax.Array:
+    """`y = (x @ down) @ up`.
+
+    What lies between is rounded to x's dtype, as that of two products is. Reverse mode gives
+    gradients to all three; under `jax.vmap` over x alone it stays one pair of products. On several
+    devices call it inside `jax.shard_map`.
+
+    Args:
+      x: floating, (..., k).
+      down: (k, rank), in x's dtype.
+      up: (rank, n), in x's dtype.
+      implementation: None takes the kernels where they were measured to win and XLA elsewhere;
+        "xla" or "mosaic_gpu" takes that one or raises; of a sequence, the first that can.
+      config: of "mosaic_gpu"; None takes the stored one, or a rule of thumb.
+      interpret: runs the kernels on a CPU; without a name, "mosaic_gpu".
+
+    Returns:
+      (..., n), in x's dtype.
+
+    Raises:
+      TypeError: x is not floating, or a factor has another dtype.
+      ValueError: shapes that do not fit, or an unknown name.
+      NotImplementedError: the implementation that was named does not handle this.
+
+    >>> low_rank_matmul(jnp.ones((1, 3)), jnp.ones((3, 2)), jnp.ones((2, 2))).tolist()
+    [[6.0, 6.0]]
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"low_rank_matmul: x must be floating, not {x.dtype}")
+    for name, factor in (("down", down), ("up", up)):
+        if factor.dtype != x.dtype:
+            raise TypeError(
+                f"low_rank_matmul: {name} must be {x.dtype} as x is, not {factor.dtype}"
+            )
+        if factor.ndim != 2:
+            raise ValueError(f"low_rank_matmul: {name} of {factor.shape} must have two axes")
+    if x.ndim < 1 or x.shape[-1] != down.shape[0]:
+        raise ValueError(f"low_rank_matmul: x of shape {x.shape} does not end in k={down.shape[0]}")
+    if down.shape[1] != up.shape[0]:
+        raise ValueError(
+            f"low_rank_matmul: down of {down.shape} does not meet up of {up.shape}; nearest: "
+            f"up of ({down.shape[1]}, {up.shape[1]})"
+        )
+    named = dispatch.asked("low_rank_matmul", implementation, interpret)
+    lead, n = x.shape[:-1], up.shape[1]
+    rows = x.reshape((-1, x.shape[-1]))
+    if rows.shape[0] == 0:
+        return jnp.zeros((*lead, n), x.dtype)
+    return _product(named, config, interpret)(rows, (), (down, up)).reshape((*lead, n))
+
+
+def wins(x: jax.Array, down: jax.Array, up: jax.Array) -> bool:
+    """Whether the kernels were measured to win at these products, on this kind of device.
+
+    False for factors that `low_rank_matmul` does not take.
+    """
+    if down.ndim != 2 or not x.dtype == down.dtype == up.dtype:
+        return False
+    platform, kind = dispatch.device()
+    rows = jax.ShapeDtypeStruct((math.prod(x.shape[:-1]), x.shape[-1]), x.dtype)
+    entry = dispatch.stored("low_rank_matmul", kind, problem_of(rows, down, up))
+    return platform != "cpu" and (entry or {}).get("implementation", "xla") != "xla"
+
+
+# Once for each setting: jax knows functions with rules of their own by identity.
+@functools.cache
+def _product(
+    named: tuple[str, ...], config: Config | None, interpret: bool | None
+) -> dispatch.Implementation:
+    forward = functools.partial(_forward, named, config, interpret)
+    return jax.jit(with_rules("low_rank_matmul", forward, xla, named))
+
+
+def _forward(
+    named: tuple[str, ...],
+    config: Config | None,
+    interpret: bool | None,
+    x: jax.Array,
+    packed: tuple[()],
+    floating: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+    # Here and not before, so that a batch that was folded into the rows is counted.
+    chosen = dispatch.choice("low_rank_matmul", problem_of(x, *floating), config)
+    kernel = dispatch.on_demand("low_rank_matmul", "mosaic_gpu")
+    kernels = {
+        "mosaic_gpu": functools.partial(kernel, config=chosen.config, interpret=interpret),
+        "xla": xla,
+    }
+    return dispatch.run("low_rank_matmul", kernels, x, packed, floating, named=named, chosen=chosen)
