@@ -29,7 +29,10 @@ class Config:
       outs: tiles of the result in flight, for each warpgroup.
       blocks: blocks of threads that a processor holds.
       backwards: whether the second stage begins with the rows that the first wrote last, which a
-        cache may still have.
+        cache may still have; only of two launches.
+      fused: whether both stages are one launch, half of twice as many warpgroups for each.
+      room: of one launch, for how many rounds of tiles the first stage may be ahead beyond what it
+        must; 0 is as many as there are.
     """
 
     batch_tile: int = 64
@@ -39,6 +42,8 @@ class Config:
     outs: int = 1
     blocks: int = 1
     backwards: bool = True
+    fused: bool = False
+    room: int = 2
 
 
 class Stage(NamedTuple):
@@ -57,8 +62,12 @@ class Stage(NamedTuple):
 
     def groups(self, tiles: int, config: Config) -> int:
         """Blocks of threads among which the tiles of a part's rows are dealt."""
-        room = PROCESSORS * config.blocks // (self.blocks * (self.outputs // self.part(config)))
+        room = PROCESSORS * config.blocks // self.parts(config)
         return max(1, min(room, -(-tiles // config.ways)))
+
+    def parts(self, config: Config) -> int:
+        """Parts of all blocks."""
+        return self.blocks * (self.outputs // self.part(config))
 
     def shared_bytes(self, config: Config) -> int:
         """Shared memory of a block of threads."""
@@ -117,6 +126,23 @@ class Problem(NamedTuple):
     def tiles(self, config: Config) -> int:
         """Tiles of rows, the last one padded."""
         return -(-self.rows // config.batch_tile)
+
+    def groups_of_one_launch(self, config: Config) -> int:
+        """Blocks of threads for each part, if all of them are to be there at once."""
+        room = PROCESSORS // self.first.parts(config)
+        return max(1, min(room, -(-self.tiles(config) // config.ways)))
+
+    def slots(self, config: Config) -> int:
+        """Tiles of rows that one launch keeps between its stages.
+
+        With (stages + 2) rounds nobody waits for ever: of all that wait for room, look at those
+        with the first tile. All tiles two rounds before it are written, so that what waits for a
+        tile waits for a later one, and has read those of `stages` rounds before that.
+        """
+        rounds = config.stages + 1 + config.room
+        every = self.tiles(config)
+        round_of = self.groups_of_one_launch(config) * config.ways
+        return min(every, rounds * round_of) if config.room else every
 
     def cut(self, stored: Mapping[str, Any] | None) -> Config:
         """As `dispatch.Problem` has it."""
@@ -194,7 +220,17 @@ def refuse(problem: Problem, config: Config) -> str:
         return "ways, stages, outs and blocks must be 1 or more"
     if config.ways > MOST_WARPGROUPS:
         return f"ways={config.ways}; it takes {MOST_WARPGROUPS} at most"
-    needed = max(stage.shared_bytes(config) for stage in (problem.first, problem.second))
+    each = [stage.shared_bytes(config) for stage in (problem.first, problem.second)]
+    needed = sum(each) if config.fused else max(each)
     if needed * config.blocks > SHARED_BYTES:
         return f"{config} needs {needed} bytes of shared memory; there are {SHARED_BYTES}"
+    return _refuse_one_launch(problem, config) if config.fused else ""
+
+
+def _refuse_one_launch(problem: Problem, config: Config) -> str:
+    parts = [stage.parts(config) for stage in (problem.first, problem.second)]
+    if parts[0] != parts[1] or parts[0] > PROCESSORS:
+        return f"fused with {parts} parts; it takes as many of both stages, {PROCESSORS} at most"
+    if config.blocks != 1 or 2 * config.ways > MOST_WARPGROUPS or config.room < 0:
+        return f"{config}; fused takes blocks=1, ways up to {MOST_WARPGROUPS // 2}, room from 0"
     return ""
