@@ -67,11 +67,15 @@ def summary(per_call: Sequence[Sequence[float]]) -> Times:
     return Times(min(medians), min(every), max(every), tuple(medians))
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
+def alone() -> contextlib.AbstractContextManager[None]:
     """Keeps other processes of these benchmarks off the GPU: some compile while one measures."""
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    path = Path(tempfile.gettempdir()) / f"jaxlab-benchmarks-{device}.lock"
+    return locked(f"gpu-{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}")
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One process at a time, of those of this machine that ask for the same name."""
+    path = Path(tempfile.gettempdir()) / f"jaxlab-benchmarks-{name}.lock"
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

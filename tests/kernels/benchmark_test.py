@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -291,3 +292,16 @@ def test_without_a_profiler_the_output_has_no_launches(module):
     counters = module("kernel_counters")
     assert counters.parse("==ERROR== no permission\n") == []
     assert list(counters.blocks([], "atan2")) == []
+
+
+def test_a_drawn_method_has_the_form_that_compression_gives(module):
+    decoding = module("decoding")
+    about = {"vocab_size": 32, "d_model": 32, "depth": 1, "heads": 2, "d_mlp": 32}
+    size = decoding.Size({**decoding.SIZES["large"].section, **about}, "bfloat16", 2, 1)
+    drawn = next(m for m in decoding.METHODS.values() if m.drawn)
+    (a, form), (b, expected) = (
+        jax.tree.flatten(decoding.parameters(size, method)[1])
+        for method in (drawn, drawn._replace(drawn=False))
+    )
+    assert form == expected
+    assert [(x.shape, x.dtype) for x in a] == [(x.shape, x.dtype) for x in b]
