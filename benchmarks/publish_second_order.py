@@ -1,4 +1,4 @@
-"""How the stored runs of second-order optimizers are read, what was claimed, and the verdicts."""
+"""What was claimed of second-order optimizers, and the verdicts by the stored runs."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -6,88 +6,26 @@ from typing import Any
 
 from claim import Claim, spread, stored, verdict
 from publish_compression import at_least, with_error
+from second_order_results import (
+    BASE,
+    DIGITS,
+    INNER,
+    INPUTS,
+    LARGE,
+    LONG,
+    MODELS,
+    NEVER,
+    cells_of,
+    final,
+    is_whole,
+    reach_ratios,
+    step_costs,
+    step_ratios,
+    time_ratios,
+)
 
-LARGE = "second_order-large"
-DIGITS = "second_order_digits"
-BASE = "AdamW"
-INPUTS = {"pixels": "pixels between 0 and 1", "digits": "standardised pixels"}
-MODELS = {"cnn": "a ResNet-8 on Fashion-MNIST", "decoder": "a byte-level decoder"}
-# The optimizer that MKOR hands its gradients to.
-INNER = {"cnn": "SGD-momentum", "decoder": "LAMB"}
-NEVER = float("inf")
 # More gradients than a race has steps.
 _WINDOW = 512
-
-
-def key_of(model: str, label: str, rate: float, seed: int) -> str:
-    """The name of a cell."""
-    return f"{model} {label}, rate {rate:g}, seed {seed}"
-
-
-def cells_of(result: Any, model: str, label: str) -> list[Any]:
-    """All cells of an optimizer on a model."""
-    prefix = f"{model} {label}, rate "
-    return [cell for key, cell in result["cells"].items() if key.startswith(prefix)]
-
-
-def final(cell: Any) -> float:
-    """The held-out loss at the end (digits: training loss); infinite for a run that diverged."""
-    loss = cell["train_loss"] if "train_loss" in cell else cell["held_out"][-1]
-    return NEVER if loss is None else loss
-
-
-def tried(result: Any, model: str, label: str) -> list[float]:
-    """The rates that were tried, in order."""
-    return sorted(cell["rate"] for cell in cells_of(result, model, label) if cell["seed"] == 0)
-
-
-def best_rate(result: Any, model: str, label: str) -> float | None:
-    """The rate whose first seed ends with the least held-out loss; None if all diverged."""
-    cells = [c for c in cells_of(result, model, label) if c["seed"] == 0]
-    finite = [c for c in cells if final(c) < NEVER]
-    return min(finite, key=final)["rate"] if finite else None
-
-
-def runs_of(result: Any, model: str, label: str) -> list[Any]:
-    """The runs at the best rate, by seed."""
-    rate = best_rate(result, model, label)
-    runs = [c for c in cells_of(result, model, label) if c["rate"] == rate]
-    return sorted(runs, key=lambda c: c["seed"])
-
-
-def target(result: Any, model: str) -> float:
-    """The largest loss that a seed of the tuned AdamW ends with: every one of them reaches it."""
-    return max(map(final, runs_of(result, model, BASE)))
-
-
-def steps_to(result: Any, model: str, cell: Any, loss: float) -> float:
-    """Steps until an evaluation finds the held-out loss no higher; infinite if none does."""
-    every = result["models"][model]["every"]
-    for number, value in enumerate(cell["held_out"], 1):
-        if value is not None and value <= loss:
-            return number * every
-    return NEVER
-
-
-def step_seconds(result: Any, model: str, cell: Any) -> float:
-    """Median seconds of a step; the first launch warms up."""
-    seconds = cell["seconds"][1:] or cell["seconds"]
-    return statistics.median(seconds) / result["models"][model]["every"]
-
-
-def step_ratios(result: Any, model: str, label: str, other: str) -> list[float]:
-    """By seed, steps to the loss that the other run ends with, of all steps of that run."""
-    pairs = zip(runs_of(result, model, label), runs_of(result, model, other), strict=False)
-    steps = result["models"][model]["steps"]
-    return [steps_to(result, model, mine, final(theirs)) / steps for mine, theirs in pairs]
-
-
-def time_ratios(result: Any, model: str, label: str, other: str) -> list[float]:
-    """By seed, seconds to the loss that the other run ends with, of that run's seconds."""
-    pairs = zip(runs_of(result, model, label), runs_of(result, model, other), strict=False)
-    ratios = step_ratios(result, model, label, other)
-    seconds = [[step_seconds(result, model, cell) for cell in pair] for pair in pairs]
-    return [r * mine / theirs for r, (mine, theirs) in zip(ratios, seconds, strict=True)]
 
 
 def judged(ratios: Sequence[float], most: float) -> str:
@@ -103,19 +41,6 @@ def ratio_words(ratios: Sequence[float]) -> str:
     return f"by seed {', '.join(shown)}" if shown else "diverged at every rate"
 
 
-def is_whole(result: Any, model: str, label: str) -> bool:
-    """Whether there are two seeds or more, or three rates that all diverged."""
-    cells = cells_of(result, model, label)
-    diverged = all(final(c) == NEVER for c in cells) and len(cells) >= 3
-    return diverged or len({c["seed"] for c in cells}) > 1
-
-
-def step_costs(result: Any, model: str, label: str, other: str) -> list[float]:
-    """By seed, seconds of a step as a multiple of the other optimizer's."""
-    pairs = zip(runs_of(result, model, label), runs_of(result, model, other), strict=False)
-    return [step_seconds(result, model, a) / step_seconds(result, model, b) for a, b in pairs]
-
-
 class SweepClaim(Claim):
     """A claim whose `needs` are (model, optimizer), each run to its end."""
 
@@ -129,6 +54,11 @@ class SweepClaim(Claim):
 
 
 Ratios = Callable[[Any, str, str, str], list[float]]
+COMMANDS = {
+    LARGE: "python benchmarks/second_order.py",
+    LONG: "python benchmarks/second_order.py --size=long",
+}
+_LONGER = "a given loss, where the tuned AdamW ended the shorter race"
 
 
 def _against(
@@ -140,12 +70,13 @@ def _against(
     ratios: Ratios,
     most: float,
     besides: Callable[[Any], str] = lambda r: "",
+    race: str = LARGE,
 ) -> SweepClaim:
     return SweepClaim(
         f"{text} ({MODELS[model]})",
         source,
-        "python benchmarks/second_order.py",
-        LARGE,
+        COMMANDS[race],
+        race,
         lambda r: ratio_words(ratios(r, model, label, other)) + besides(r),
         lambda r: judged(ratios(r, model, label, other), most),
         [(model, label), (model, other)],  # pyright: ignore
@@ -269,9 +200,10 @@ SECOND_ORDER_CLAIMS: list[Claim] = [
     *(
         _against(
             f"A training step with MKOR every 10 takes at most 1.10 times one with {INNER[model]}",
-            "ours", model, "MKOR every 10", INNER[model], step_costs, 1.1,
+            "ours", model, "MKOR every 10", INNER[model], step_costs, 1.1, race=race,
         )
         for model in MODELS
+        for race in (LARGE, LONG)
     ),
     *(
         _against(
@@ -290,5 +222,21 @@ SECOND_ORDER_CLAIMS: list[Claim] = [
             f"whose sum is divided by {_WINDOW} throughout; damping fixed at 0.01",
         )
         for model in MODELS
+    ),
+    *(
+        _against(
+            f"{label} takes at most {most:g} times the steps of {other} to {_LONGER}",
+            source, model, label, other, reach_ratios, most, race=LONG,
+        )
+        for model in MODELS
+        for label, other, most, source in (
+            ("MKOR every step", INNER[model], 0.8, _MKOR),
+            ("MKOR every 10", INNER[model], 0.8, _MKOR),
+            ("MKOR-H", INNER[model], 0.8, _MKOR),
+            ("MKOR every step", "Muon", 1.0, "ours"),
+            ("Muon", BASE, 1.0, "ours"),
+            ("M-FAC m=128", BASE, 1.0, _MFAC),
+            (f"M-FAC m={_WINDOW}", BASE, 1.0, _MFAC),
+        )
     ),
 ]  # fmt: skip

@@ -94,8 +94,13 @@ def batching(
     config: Mapping[str, Any], *, seeds: int, every: int, options: Mapping[str, Any] | None = None
 ) -> Batching:
     """The batches of every seed and the held-out ones, on the device."""
-    tasks = [build_task({**config, "seed": seed}) for seed in range(seeds)]
-    batches = [stacked([task.batch(i) for i in range(config["steps"])]) for task in tasks]
+
+    def of_seed(seed: int) -> tuple[Any, Batches]:
+        task = build_task({**config, "seed": seed})
+        return task, stacked([task.batch(i) for i in range(config["steps"])])
+
+    with ThreadPoolExecutor(seeds) as pool:
+        tasks, batches = zip(*pool.map(of_seed, range(seeds)), strict=True)
     held_out = stacked(list(tasks[0].eval_batches()))
     return Batching(batches, held_out, every, tasks[0].info, dict(options or {}))
 
@@ -169,8 +174,20 @@ def programs(configs: Mapping[str, Any], data: Mapping[str, Batching]) -> dict[s
         return dict(zip(configs, found, strict=True))
 
 
-def run(made: Program, *, rate: float, seed: int) -> dict[str, Any]:
+def run(
+    made: Program,
+    *,
+    rate: float,
+    seed: int,
+    stop: Callable[[Sequence[float]], bool] = lambda losses: False,
+) -> dict[str, Any]:
     """One run, given up when the held-out loss is not finite.
+
+    Args:
+      made: the optimizer on a model.
+      rate: the learning rate.
+      seed: of the parameters and the batches.
+      stop: held-out losses so far -> whether to end the run, which is then "stopped".
 
     Returns:
       "held_out", the held-out loss after every launch, "trained", the mean training loss of each,
@@ -180,7 +197,7 @@ def run(made: Program, *, rate: float, seed: int) -> dict[str, Any]:
     data, state, scale = made.model.data, made.start(seed), jnp.float32(rate)
     batches = data.batches[seed]
     steps = len(jax.tree.leaves(batches)[0])
-    held_out, trained, seconds, metrics = [], [], [], {}
+    held_out, trained, seconds, metrics, stopped = [], [], [], {}, False
     for start in range(0, steps - data.every + 1, data.every):
         part = {name: x[start : start + data.every] for name, x in batches.items()}
         jax.block_until_ready((state, part))
@@ -192,7 +209,10 @@ def run(made: Program, *, rate: float, seed: int) -> dict[str, Any]:
         trained.append(float(np.mean(losses)))
         if not np.isfinite(held_out[-1]):
             break
+        if stopped := stop(held_out):
+            break
     return {
+        **({"stopped": True} if stopped else {}),
         "held_out": [_number(x) for x in held_out],
         "trained": [_number(x) for x in trained],
         "seconds": [round(s, 6) for s in seconds],

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from publish_second_order import DIGITS, INPUTS, key_of
 from records import load, store
 from second_order_cells import Model, batching, model, program, settings, stacked
+from second_order_results import DIGITS, INPUTS, key_of
 from tqdm import tqdm
 
 from jaxlab.training.experiment import build_task

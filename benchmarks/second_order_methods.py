@@ -1,6 +1,6 @@
 """The optimizers and the models of benchmarks/second_order.py."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Of the rate that each optimizer is tried around.
@@ -23,12 +23,30 @@ class Method(NamedTuple):
     model: Mapping[str, Mapping[str, Any]] = {}
 
 
+class Trial(NamedTuple):
+    """A learning rate, and what else of the optimizer's section is tried with it."""
+
+    rate: float
+    optim: Mapping[str, float] = {}
+
+
 class Size(NamedTuple):
-    """What is run: the models' sections, the number of rates and of seeds, compiler options."""
+    """What is run.
+
+    Attributes:
+      models: their sections by name.
+      trials: (model, optimizer) -> what is tried on the first seed.
+      seeds: of the best trial.
+      further: whether rates beyond the trials are tried while the best is the last one.
+      optim: by optimizer, what differs in its section.
+      options: of the compiler.
+    """
 
     models: Mapping[str, Mapping[str, Any]]
-    rates: int
+    trials: Callable[[str, str], Sequence[Trial]]
     seeds: int
+    further: bool = False
+    optim: Mapping[str, Mapping[str, Any]] = {}
     options: Mapping[str, Any] = {}
 
 
@@ -66,14 +84,48 @@ METHODS = {
     "M-FAC m=512": _mfac(512, decoder={"buffer_dtype": "bfloat16"}),
 }
 
-_CONSTANT = {"name": "constant", "warmup": 0.05}
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
+
+
+def _around(model: str, label: str) -> list[Trial]:
+    return [Trial(_rounded(METHODS[label].rate[model] * factor)) for factor in RATES]
+
+
+# What the race on one H100 found best, without and with the damping it had; the longer one tries
+# three settings around it. Damping goes with the rate: on digits a tenth of it wants a third of the
+# rate, within the grid there.
+_FOUND = {
+    "cnn": {
+        "AdamW": 3e-3, "SGD-momentum": 0.0333, "LAMB": 1e-2, "Muon": 3e-2, "Eva": 0.1,
+        "MKOR every step": 0.0333, "MKOR every 10": 0.0333, "MKOR-H": 0.0333,
+        "M-FAC m=128": 3e-2, "M-FAC m=512": 1e-2,
+    },
+    "decoder": {
+        "AdamW": 3.33e-4, "SGD-momentum": 0.1, "LAMB": 3.33e-3, "Muon": 1e-2, "Eva": 0.1,
+        "MKOR every step": 1e-2, "MKOR every 10": 1e-2, "MKOR-H": 1e-2,
+        "M-FAC m=128": 3e-2, "M-FAC m=512": 1e-2,
+    },
+}  # fmt: skip
+_WINDOWED = ("M-FAC m=128", "M-FAC m=512")
+_DAMPINGS = {label: (1e-2, 1e-3, 1e-1) for label in _WINDOWED}
+
+
+def _around_found(model: str, label: str) -> list[Trial]:
+    rates = [_rounded(_FOUND[model][label] * factor) for factor in RATES]
+    optims = [{"damp": damp} for damp in _DAMPINGS.get(label, ())] or [{}] * len(rates)
+    return [Trial(*each) for each in zip(rates, optims, strict=True)]
+
+
+_CONSTANT: dict[str, Any] = {"name": "constant", "warmup": 0.05}
 _CNN = {"task": {"name": "classify"}, "optim": {"schedule": _CONSTANT}}
 _DECODER = {
     "task": {"name": "language_model"},
     "optim": {"schedule": _CONSTANT, "clip": 1.0},
 }
 _BYTES = {"name": "python_source"}
-SIZES = {
+SIZES: dict[str, Size] = {
     "large": Size(
         {
             "cnn": {
@@ -104,8 +156,9 @@ SIZES = {
                 "matmul_precision": "default",
             },
         },
-        rates=3,
+        _around,
         seeds=3,
+        further=True,
     ),
     "small": Size(
         {
@@ -134,7 +187,7 @@ SIZES = {
                 "every": 4,
             },
         },
-        rates=1,
+        lambda model, label: _around(model, label)[:1],
         seeds=1,
         # A few steps are soon made, however badly they are compiled.
         options={
@@ -143,3 +196,28 @@ SIZES = {
         },
     ),
 }
+
+
+def _longer(size: str, steps: Mapping[str, int], targets: Mapping[str, float], seeds: int) -> Size:
+    """The same models for more steps, to a given loss, with the same steps of warm-up."""
+    base, models = SIZES[size], {}
+    for model, section in base.models.items():
+        short = section["steps"]
+        warmup = _CONSTANT["warmup"] * short / steps[model]
+        models[model] = {
+            **section,
+            "optim": {**section["optim"], "schedule": {**_CONSTANT, "warmup": warmup}},
+            "steps": steps[model],
+            "short": short,
+            "target": targets[model],
+        }
+    # The sum over a window that is not yet full is divided by what it holds.
+    optim = {label: {"normaliser": "count"} for label in _WINDOWED}
+    return Size(models, _around_found, seeds, optim=optim, options=base.options)
+
+
+# The targets are the largest loss that a seed of the tuned AdamW ended with on one H100.
+SIZES["long"] = _longer(
+    "large", {"cnn": 870, "decoder": 770}, {"cnn": 0.4203, "decoder": 1.1044}, 3
+)
+SIZES["small_long"] = _longer("small", {"cnn": 16, "decoder": 16}, {"cnn": 2.2, "decoder": 4.0}, 2)

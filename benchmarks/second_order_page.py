@@ -7,37 +7,37 @@ from typing import Any
 
 from claim import ROOT, machine, spread, stored
 from numerics_page import table
-from publish_second_order import (
+from publish_second_order import digits_rate, mean_loss, of_seeds, runs_by_rate
+from second_order_methods import METHODS
+from second_order_results import (
     BASE,
     DIGITS,
     INPUTS,
     LARGE,
+    LONG,
     MODELS,
     NEVER,
-    best_rate,
+    best,
     cells_of,
-    digits_rate,
     final,
-    mean_loss,
-    of_seeds,
-    runs_by_rate,
     runs_of,
+    setting_of,
     step_seconds,
     steps_to,
     target,
     tried,
 )
-from second_order_methods import METHODS
 
 FIRST_ORDER = ("SGD-momentum", "Adam", "AdamW", "LAMB", "Muon")
 _GRID = "M-FAC grid damp "
-_CURVES = "second_order.png"
+# By race, its plot.
+CURVES = {LARGE: "second_order.png", LONG: "second_order_long.png"}
 
 
 def second_order_page() -> str:
     """What stands between the markers of docs/second_order.md."""
     parts = [part for record in stored(DIGITS) for part in _digits(record)]
-    parts += [part for record in stored(LARGE) for part in _races(record)]
+    parts += [part for race in CURVES for record in stored(race) for part in _races(record)]
     # Tables and headings are lines of their own, and stay.
     return "\n\n".join(p if p[0] in "|#!" else _wrapped(p) for p in parts) or "Not run."
 
@@ -86,10 +86,12 @@ def _grid_row(result: Any, label: str) -> list[str]:
 
 
 def _races(record: dict[str, Any]) -> list[str]:
-    result, parts = record["result"], []
-    if (ROOT / "docs" / _CURVES).exists():
+    result, race = record["result"], record.get("benchmark", LARGE)
+    heading = {LARGE: "Races", LONG: "Longer races to a given loss"}[race]
+    parts = [f"## {heading}"]
+    if (ROOT / "docs" / CURVES[race]).exists():
         words = "Mean held-out loss of the seeds by steps and by seconds; dotted, the target"
-        parts += ["## Races", f"![{words}]({_CURVES})"]
+        parts.append(f"![{words}]({CURVES[race]})")
     for model, title in MODELS.items():
         if not runs_of(result, model, BASE):
             continue
@@ -97,18 +99,15 @@ def _races(record: dict[str, Any]) -> list[str]:
         loss = target(result, model)
         rows = [_race_row(result, model, label, loss) for label in _labels(result, model)]
         head = [
-            "optimizer", "best rate of", "held-out loss at the end", "steps", "of AdamW's",
+            "optimizer", "best setting of", "held-out loss at the end", "steps", "of AdamW's",
             "ms a step", "seconds", "of AdamW's", "seeds that reach it",
         ]  # fmt: skip
-        windows = (_window_words(label, about["steps"]) for label in _labels(result, model))
+        windows = (_window_words(label, about) for label in _labels(result, model))
         parts += [
             f"### {title[0].upper()}{title[1:]}",
             f"{about['parameters'] / 1e6:.2f} million parameters, {about['steps']} steps of "
-            f"{about['batch_size']}, held-out loss every {about['every']}. The target is "
-            f"{loss:.4f}, the largest loss that a seed of the tuned {BASE} ends with. Steps and "
-            f"seconds are means of the seeds that reach it. No run goes on beyond the "
-            f"{about['steps']} steps of {BASE}'s: a row without steps is censored there, and says "
-            f"no more than that it takes longer. {' '.join(windows).strip()}",
+            f"{about['batch_size']}, held-out loss every {about['every']}. "
+            f"{_target_words(about, loss)} {' '.join(filter(None, windows))}".strip(),
             f"Machine: {machine(record)}.{_versions(record)}",
             table(head, rows),
             _switch_words(result, model),
@@ -116,15 +115,39 @@ def _races(record: dict[str, Any]) -> list[str]:
     return [part for part in parts if part]
 
 
-def _window_words(label: str, steps: int) -> str:
-    """What is to be known of a window of gradients that a run does not fill."""
-    optim = METHODS[label].optim if label in METHODS else {}
-    if optim.get("m", 0) <= steps:
-        return ""
+def _target_words(about: dict[str, Any], loss: float) -> str:
+    """What is to be reached, and what is known of those that do not reach it."""
+    means = "Steps and seconds are means of the seeds that reach it."
+    if "target" in about:
+        return (
+            f"The target is {loss:.4f}, where the slowest seed of the tuned {BASE} ended the race "
+            f"of {about['short']} steps on an H100. {means} A row without steps does not reach it "
+            f"in {about['steps']} steps. Three settings of every optimizer were tried on the first "
+            "seed; the second and the third ended early where they could not win any more, or "
+            f"were a tenth behind after {about['short']} steps."
+        )
     return (
-        f"{label}: the window never fills in {steps} steps, and the sum over it is divided by "
-        f"{optim['m']} throughout; the damping is fixed at {optim['damp']:g}."
+        f"The target is {loss:.4f}, the largest loss that a seed of the tuned {BASE} ends with. "
+        f"{means} No run goes on beyond the {about['steps']} steps of {BASE}'s: a row without "
+        "steps is censored there, and says no more than that it takes longer."
     )
+
+
+def _window_words(label: str, about: dict[str, Any]) -> str:
+    """What is to be known of a window of gradients that a run does not fill, or only later."""
+    optim, steps = METHODS[label].optim if label in METHODS else {}, about["steps"]
+    m = optim.get("m", 0)
+    if m > steps:
+        return (
+            f"{label}: the window never fills in {steps} steps, and the sum over it is divided by "
+            f"{m} throughout; the damping is fixed at {optim['damp']:g}."
+        )
+    if m and "target" in about:
+        return (
+            f"{label}: the window is full after {m} steps, and until then the sum over it is "
+            "divided by the gradients that it holds; damping and rate are tuned together."
+        )
+    return ""
 
 
 def _switch_words(result: Any, model: str) -> str:
@@ -152,8 +175,8 @@ def _versions(record: dict[str, Any]) -> str:
 
 
 def _race_row(result: Any, model: str, label: str, loss: float) -> list[str]:
-    rate, cells = best_rate(result, model, label), runs_of(result, model, label)
-    if rate is None:
+    chosen, cells = best(result, model, label), runs_of(result, model, label)
+    if chosen is None:
         return [label, "all diverged", *[""] * 6, f"0 of {len(cells_of(result, model, label))}"]
     reached = [c for c in cells if steps_to(result, model, c, loss) < NEVER]
     steps, seconds = _to(result, model, reached, loss)
@@ -163,7 +186,7 @@ def _race_row(result: Any, model: str, label: str, loss: float) -> list[str]:
     ends = [final(c) for c in cells if final(c) < NEVER]
     return [
         label,
-        _rates(rate, tried(result, model, label)),
+        _settings(result, model, label, chosen),
         spread(ends) + (f" ({len(cells) - len(ends)} diverged)" if len(ends) < len(cells) else ""),
         f"{steps:.0f}" if reached else "",
         f"{steps / base_steps:.2f}" if reached else "",
@@ -181,6 +204,19 @@ def _to(result: Any, model: str, cells: Sequence[Any], loss: float) -> tuple[flo
         count * step_seconds(result, model, c) for count, c in zip(steps, cells, strict=False)
     ]
     return statistics.mean(steps), statistics.mean(seconds or [0.0])
+
+
+def _settings(result: Any, model: str, label: str, chosen: Any) -> str:
+    """The best setting among those tried, with what was tuned besides the rate."""
+    if "options" not in chosen:
+        return _rates(chosen["rate"], tried(result, model, label))
+    first = [setting_of(c) for c in cells_of(result, model, label) if c["seed"] == 0]
+    tuned = [_setting(*each) for each in sorted(first, key=lambda each: each[0])]
+    return f"{_setting(*setting_of(chosen))} of {', '.join(tuned)}"
+
+
+def _setting(rate: float, options: dict[str, float]) -> str:
+    return " ".join([f"{rate:g}", *(f"({name} {value:g})" for name, value in options.items())])
 
 
 def _rates(rate: float, of: Sequence[float]) -> str:

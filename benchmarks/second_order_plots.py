@@ -1,4 +1,4 @@
-"""Draws docs/second_order.png, held-out loss by steps and by seconds, from the stored runs.
+"""Draws the plots of docs/second_order.md, held-out loss by steps and by seconds, of stored runs.
 
 python benchmarks/second_order_plots.py
 """
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from claim import ROOT, stored
 from nm_plots import Style
-from publish_second_order import BASE, LARGE, MODELS, final, runs_of, step_seconds, target
+from second_order_page import CURVES
+from second_order_results import BASE, LARGE, MODELS, final, runs_of, step_seconds, target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,11 +79,15 @@ def _panel(axes: "Axes", result: Any, model: str, timed: bool) -> None:
 
 
 def main(folder: Path = ROOT / "docs") -> None:
-    """Writes the image."""
-    records = [r for r in stored(LARGE) if any(runs_of(r["result"], m, BASE) for m in MODELS)]
-    if not records:
+    """Writes an image for each race that is stored."""
+    drawn = 0
+    for race, name in CURVES.items():
+        records = [r for r in stored(race) if any(runs_of(r["result"], m, BASE) for m in MODELS)]
+        drawn += len(records)
+        if records:
+            curves(records[-1]["result"]).savefig(folder / name)
+    if not drawn:
         sys.exit(f"second_order_plots: benchmarks/results has no {LARGE}; run second_order.py")
-    curves(records[-1]["result"]).savefig(folder / "second_order.png")
 
 
 if __name__ == "__main__":

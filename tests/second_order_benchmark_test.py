@@ -39,7 +39,7 @@ def race(curves, seconds=0.1):
 
 
 def test_the_best_rate_is_that_of_the_first_seed(module):
-    read = module("publish_second_order")
+    read = module("second_order_results")
     curves = {
         ("AdamW", 0.1, 0): [4.0, 3.0, 2.5, 2.0],
         ("AdamW", 0.3, 0): [3.0, 3.5, None],
@@ -88,10 +88,10 @@ def test_a_race_without_its_second_seed_is_not_run(module, monkeypatch):
 
 
 def test_a_third_of_the_better_loss_in_every_seed(module):
-    read = module("publish_second_order")
+    read, key_of = module("publish_second_order"), module("second_order_results").key_of
     losses = {"SGD-momentum": [0.3, 0.9], "Adam": [0.6, 0.3], "MKOR": [0.09, 0.099]}
     cells = {
-        read.key_of("pixels", label, 0.1, seed): {
+        key_of("pixels", label, 0.1, seed): {
             "rate": 0.1,
             "seed": seed,
             "train_loss": loss,
@@ -102,9 +102,9 @@ def test_a_third_of_the_better_loss_in_every_seed(module):
     }
     claim, _, *_ = read.SECOND_ORDER_CLAIMS
     assert claim.verdict({"cells": cells}) == "reproduced"
-    cells[read.key_of("pixels", "MKOR", 0.1, 1)]["train_loss"] = 0.12
+    cells[key_of("pixels", "MKOR", 0.1, 1)]["train_loss"] = 0.12
     assert "not" in claim.verdict({"cells": cells})
-    cells[read.key_of("pixels", "MKOR", 0.1, 1)]["train_loss"] = None
+    cells[key_of("pixels", "MKOR", 0.1, 1)]["train_loss"] = None
     assert "not" in claim.verdict({"cells": cells})
 
 
@@ -131,6 +131,93 @@ def test_the_page_says_what_a_race_leaves_open(module):
     assert page._switch_words(result, MODEL) == (
         "MKOR-H: fell back, by seed: at step 120, not at all."
     )
+
+
+def long_race():
+    """Two optimizers in a race of 60 steps to a loss of 2; the shorter one had 20."""
+    curves = {
+        ("AdamW", 0.1, 0): [4.0, 2.0, 1.5, 1.4, 1.3, 1.2],
+        ("AdamW", 0.1, 1): [4.0, 3.0, 2.0, 1.4, 1.3, 1.2],
+        # Less at the end, but later there.
+        ("AdamW", 0.03, 0): [4.0, 3.0, 1.9, 0.4, 0.3, 0.2],
+        ("M-FAC m=512", 0.1, 0): [4.0, 3.5, 3.0, 2.5, 1.9, 1.8],
+        ("M-FAC m=512", 0.1, 1): [4.0, 3.5, 3.0, 2.5, 2.2, 2.1],
+        ("M-FAC m=512", 0.3, 0): [4.0, 3.9],
+    }
+    result = race(curves)
+    result["models"][MODEL] |= {"steps": 60, "target": 2.0, "short": 20}
+    cells = result["cells"]
+    for key in list(cells):
+        if "M-FAC" in key:
+            cells[key]["options"] = {"damp": 0.1}
+    # Least at the end of all, had it not been stopped there.
+    cells[f"{MODEL} M-FAC m=512, rate 0.3, seed 0"] |= {"stopped": True, "held_out": [0.1]}
+    return result
+
+
+def test_a_race_to_a_given_loss_is_won_by_who_is_there_first(module):
+    read, result = module("second_order_results"), long_race()
+    assert read.target(result, MODEL) == 2.0
+    assert read.best_rate(result, MODEL, "AdamW") == 0.1
+    assert read.best_rate(result, MODEL, "M-FAC m=512") == 0.1
+    ratios = read.reach_ratios(result, MODEL, "M-FAC m=512", "AdamW")
+    assert ratios == [pytest.approx(50 / 20), read.NEVER]
+    # What the other never reaches is no longer than the race.
+    assert read.reach_ratios(result, MODEL, "AdamW", "M-FAC m=512") == [20 / 50, 30 / 60]
+
+
+def test_a_setting_is_more_than_its_rate(module):
+    read, result = module("second_order_results"), long_race()
+    cells = result["cells"]
+    key = read.key_of(MODEL, "M-FAC m=512", 0.1, 1, {"damp": 0.01})
+    assert key == f"{MODEL} M-FAC m=512, rate 0.1, damp 0.01, seed 1"
+    other = cells.pop(f"{MODEL} M-FAC m=512, rate 0.1, seed 1")
+    cells[key] = {**other, "options": {"damp": 0.01}}
+    assert [c["seed"] for c in read.runs_of(result, MODEL, "M-FAC m=512")] == [0]
+
+
+def test_the_page_says_how_the_longer_race_was_tuned(module):
+    page, result = module("second_order_page"), long_race()
+    result["models"][MODEL] |= {"parameters": 1e6, "batch_size": 8, "steps": 768}
+    versions = dict.fromkeys(("jax", "flax", "optax", "numpy"), "1")
+    record = {"device": "cpu", "processors": 2, "python": "3", "versions": versions}
+    record |= {"benchmark": page.LONG, "result": result}
+    words = " ".join(" ".join(page._races(record)).split())
+    assert "The target is 2.0000" in words
+    assert "0.1 (damp 0.1) of 0.1 (damp 0.1), 0.3 (damp 0.1)" in words
+    assert "M-FAC m=512: the window is full after 512 steps" in words
+    assert "censored" not in words
+
+
+def test_a_trial_ends_where_it_cannot_be_the_best(module):
+    sweep = object.__new__(module("second_order").Sweep)
+    sweep.size, sweep.result = module("second_order_methods").SIZES["long"], long_race()
+    target = {"target": 2.0, "short": 20, "every": 10}
+    sweep.size = sweep.size._replace(models={MODEL: target})
+    stops = sweep.stop(MODEL, "AdamW")
+    assert not stops([4.0])
+    assert stops([4.0, 2.1])  # the best was there after 20 steps
+    assert not stops([4.0, 2.0])
+    stops = sweep.stop(MODEL, "M-FAC m=512")
+    assert stops([4.0, 3.9])  # a tenth above 3.5
+    assert not stops([4.0, 3.8])
+    assert not stops([4.0, 3.8, 3.0])
+    assert stops([4.0, 3.8, 3.0, 2.9, 2.8])
+    assert not sweep.stop(MODEL, "LAMB")([9.0] * 9)
+
+
+def test_parts_of_a_race_are_put_together(module, tmp_path):
+    merge = module("merge_parts")
+    record = {"benchmark": "race", "result": {"models": {}, "cells": {"a": 1}}}
+    paths = [tmp_path / name / "race-cpu.json" for name in "01"]
+    for path, cells in zip(paths, ({"a": 1, "b": 2}, {"a": 1, "c": 3}), strict=True):
+        path.parent.mkdir()
+        path.write_text(json.dumps({**record, "result": {"models": {}, "cells": cells}}))
+    whole = json.loads(merge.main([str(path) for path in paths], tmp_path).read_text())
+    assert whole["result"]["cells"] == {"a": 1, "b": 2, "c": 3}
+    paths[1].write_text(json.dumps({**record, "result": {"cells": {"a": 2}}}))
+    with pytest.raises(ValueError, match="/result/cells/a is 1 in one part and 2"):
+        merge.main([str(path) for path in paths], tmp_path)
 
 
 def test_a_hybrid_says_when_it_switched(module):
