@@ -48,14 +48,21 @@ def kernel(
     thread_name: str,
     interpret: bool,
     cluster: dict[str, int] | None = None,
+    auto_barriers: bool = True,
 ) -> Callable[..., Any]:
-    """`plgpu.kernel` with the semantics that every version has: whole warpgroups."""
+    """`plgpu.kernel` with the semantics that every version has: whole warpgroups.
+
+    Without `auto_barriers` the warps of a warpgroup do not wait for each other around every copy
+    and store: the body says where they `meet`.
+    """
     semantics = plgpu.LoweringSemantics.Warpgroup
     return plgpu.kernel(
         body,
         out_type=out,
         scratch_types=scratch,
-        compiler_params=plgpu.CompilerParams(lowering_semantics=semantics),
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=semantics, unsafe_no_auto_barriers=not auto_barriers
+        ),
         grid=grid,
         grid_names=grid_names,
         cluster=tuple((cluster or {}).values()),

@@ -311,6 +311,8 @@ def _build(
         num_threads=CONSUMERS + 1,
         thread_name="way",
         interpret=interpret,
+        # Barriers of the stages and `commit_smem` order all there is.
+        auto_barriers=False,
     )
 
 

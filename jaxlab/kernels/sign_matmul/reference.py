@@ -21,7 +21,7 @@ def scaled(product: jax.Array, scale: jax.Array | None, dtype: Any) -> jax.Array
     if scale is None:
         return product.astype(dtype)
     wide = accumulator(dtype)
-    return (product.astype(wide) * scale.astype(wide)).astype(dtype)
+    return (product.astype(wide) * scale.astype(wide)[None]).astype(dtype)
 
 
 def reference(a: jax.Array, b: Planar, scale: jax.Array | None, dtype: Any) -> jax.Array:
@@ -33,13 +33,14 @@ def reference(a: jax.Array, b: Planar, scale: jax.Array | None, dtype: Any) -> j
 def xla(a: jax.Array, b: Planar, scale: jax.Array | None, dtype: Any) -> jax.Array:
     """The product of int8 matrices, or on a CPU of packed ones, which counts their bits sooner."""
     if a.dtype == jnp.int8:
-        product = _dot(a, b)
+        product = int8_product(a, b)
     else:
-        product = lax.platform_dependent(a, b, cpu=popcount, default=_dot)
+        product = lax.platform_dependent(a, b, cpu=popcount, default=int8_product)
     return scaled(product, scale, dtype)
 
 
-def _dot(a: jax.Array, b: Planar) -> jax.Array:
+def int8_product(a: jax.Array, b: Planar) -> jax.Array:
+    """The int32 product, of int8 matrices."""
     contract = (((1,), (1,)), ((), ()))
     left, right = as_int8(a, b), unpack(b)
     return lax.dot_general(left, right, contract, preferred_element_type=jnp.int32)

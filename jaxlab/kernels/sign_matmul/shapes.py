@@ -119,16 +119,15 @@ class Problem(NamedTuple):
         >>> Problem(4096, 4096, 4096, 64, True, "int32").candidates(1)
         [Config(tile_n=256, stages=4, unpack=2, across=8)]
         """
-        tries = [
-            Config(tile_n, stages, unpack)
+        deepest = [
+            next((c for c in tries if not refuse(self, c)), None)
             for tile_n in (256, 128)
             for unpack in ((2, 1, 0) if self.packed else (1, 0))
-            for stages in (6, 5, 4, 3)
+            for tries in ([Config(tile_n, stages, unpack) for stages in (6, 5, 4, 3)],)
         ]
-        fitting = [config for config in tries if not refuse(self, config)]
-        # As deep as fits.
-        deepest = {(c.tile_n, c.unpack): c for c in reversed(fitting)}
-        return list(reversed(deepest.values()))[:most]
+        found = [config for config in deepest if config is not None]
+        other = [dataclasses.replace(found[0], across=a) for a in (4, 16)] if found else []
+        return [*found, *other][:most]
 
 
 def problem_of(a: jax.Array, b: Planar, dtype: Any) -> Problem:
