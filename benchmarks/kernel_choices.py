@@ -13,7 +13,7 @@ from kernel_units import KERNELS
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.plan import STEPS
 
-# How many times as fast as everything of XLA a kernel must be to be taken.
+# How many times as fast as everything of XLA a kernel must be to be taken, if its op says nothing.
 MARGIN = 1.1
 
 
@@ -30,7 +30,7 @@ def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
         # Of every way to store the operands.
         best = {row["key"]: row for row in reversed(ranked(entry["ours"]))}
         for key, row in best.items():
-            wins = on_device(row) * MARGIN <= others
+            wins = on_device(row) * entry.get("margin", MARGIN) <= others
             entries[key] = {
                 "implementation": "mosaic_gpu" if wins else "xla",
                 "config": row["config"],

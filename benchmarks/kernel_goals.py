@@ -13,7 +13,7 @@ GOALS = {
     "nm_matmul 1:8 8192x8192 b16": 14,
     "monarch_matmul n4096 b4096": 40,
     "monarch_matmul n16384 b4096": 130,
-    "sign_matmul n4096": 115,
+    "sign_matmul signs 4096x4096 b4096": 115,
     "kron_matvec float32 32x32 s16384": 70,
 }
 # An H100's bandwidth of a copy, and operations a second, as measured.

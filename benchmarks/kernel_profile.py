@@ -67,7 +67,7 @@ def chosen() -> list[str]:
     """Keys of the places that are profiled."""
     at = kernel_units.at(*kernel_units.FIRST)
     keys = [f"{op} {kind} {at}" for op, kinds in OPS.items() for kind in kinds]
-    keys += [f"{op} {next(iter(cells))}" for op, cells in kernel_units.cell_ops().items()]
+    keys += [f"{op} {next(iter(m.CELLS))}" for op, m in kernel_units.cell_ops().items()]
     return [key for key in keys if re.search(_MATCH.value, key)]
 
 
@@ -75,12 +75,12 @@ def made(key: str, best: list[dict[str, Any]]) -> Made:
     """A place's kernel, one call's arguments, and what is stored with the counters."""
     op, kind = key.split(" ", 1)
     if op not in OPS:
-        cell = kernel_units.cell_ops()[op][kind]()
+        cell = kernel_units.cell_ops()[op].CELLS[kind]()
         problem, kernel, call = cell.problem, cell.kernel, cell.calls[0]
         configs = list(cell.configs)
     else:
         rows, n, k = kernel_units.FIRST
-        ways = list(cases(op, kind.split(" ")[0], rows, n, k))
+        ways = list(cases(op, kind.removesuffix(f" {kernel_units.at(rows, n, k)}"), rows, n, k))
         stored = best[0]["key"] if best else ways[0].problem.key
         case = next((c for c in ways if c.problem.key == stored), ways[0])
         problem, kernel = case.problem, case.kernel

@@ -64,13 +64,17 @@ def at(rows: int, n: int, k: int) -> str:
     return f"{n}x{k} b{rows}"
 
 
-def cell_ops() -> dict[str, dict[str, Callable[[], Cell]]]:
-    """By op, the cells of ops whose operands are not an x of few rows and packed weights."""
+def cell_ops() -> dict[str, Any]:
+    """By op, the modules of those whose operands are not an x of few rows and packed weights.
+
+    Each has `CELLS`, by place what makes a `Cell`, the most important first; and may have `MARGIN`,
+    how many times as fast as XLA its kernel must be.
+    """
     found = {}
     for path in sorted(Path(__file__).parent.glob("kernel_cases_*.py")):
         name = path.stem.removeprefix("kernel_cases_")
         folders = sorted(f.name for f in KERNELS.glob(f"{name}*") if (f / "api.py").exists())
-        found[folders[0] if folders else name] = importlib.import_module(path.stem).CELLS
+        found[folders[0] if folders else name] = importlib.import_module(path.stem)
     return found
 
 
@@ -78,7 +82,7 @@ def units(op: str = "") -> list[Unit]:
     """All of an op, or of all, with the dense products that they are compared with."""
     packed = {o: OPS[o] for o in OPS if op in ("", o)}
     kinds = [(o, kind) for o in packed for kind in packed[o]]
-    cells = {o: made for o, made in cell_ops().items() if op in ("", o)}
+    cells = {o: module for o, module in cell_ops().items() if op in ("", o)}
     of_kind = {pair: list(places(pair[1])) for pair in kinds}
     order = list(dict.fromkeys(p for found in of_kind.values() for p in found))
     # As every kind has it: what some kinds do not have comes where others have it.
@@ -97,12 +101,11 @@ def units(op: str = "") -> list[Unit]:
     return made + _of_cells(cells, len(kinds), slice(1, None))
 
 
-def _of_cells(cells: dict[str, Any], share: int, which: slice) -> list[Unit]:
+def _of_cells(modules: dict[str, Any], share: int, which: slice) -> list[Unit]:
     made = []
-    for i, (o, named) in enumerate(cells.items()):
-        first = next(iter(named))
-        for name, make in list(named.items())[which]:
-            rows = functools.partial(_cell, o, make, first)
+    for i, (o, module) in enumerate(modules.items()):
+        for name in list(module.CELLS)[which]:
+            rows = functools.partial(_cell, o, module, name)
             made.append(Unit(f"{o} {name}", o, name, share + i, rows))
     return made
 
@@ -125,12 +128,14 @@ def _skinny(
 
 
 def _cell(
-    op: str, make: Callable[[], Cell], first: str, result: dict[str, Any], limits: dict[str, float]
+    op: str, module: Any, name: str, result: dict[str, Any], limits: dict[str, float]
 ) -> dict[str, Any]:
     with kernel_rows.alone():
-        cell = make()
-    best = _best(result, f"{op} {first}")
-    return kernel_rows.measure([cell._replace(configs=few(cell.configs, best))], limits)
+        cell: Cell = module.CELLS[name]()
+    best = _best(result, f"{op} {next(iter(module.CELLS))}")
+    rows = kernel_rows.measure([cell._replace(configs=few(cell.configs, best))], limits)
+    margin = getattr(module, "MARGIN", None)
+    return rows if margin is None else {**rows, "margin": margin}
 
 
 def _best(result: dict[str, Any], key: str) -> list[dict[str, Any]]:
