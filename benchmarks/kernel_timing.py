@@ -112,12 +112,19 @@ def time_calls(program: Callable[..., Any], calls: Calls) -> Times:
 
 
 def on_device(program: Callable[..., Any], calls: Calls) -> tuple[float, ...]:
-    """Microseconds of a call's kernels, by repeat; none without a GPU."""
+    """Microseconds of a call's kernels, by repeat; none without a GPU, or where CUPTI loses some.
+
+    Kernels that overlap count in full, each.
+    """
     if jax.devices()[0].platform == "cpu":
         return ()
     profiler = importlib.import_module("jax.experimental.mosaic.gpu.profiler")
     measured = profiler.Cupti(finalize=False).measure(program, iterations=REPEATS)
-    _, milliseconds = measured(calls)
+    try:
+        _, milliseconds = measured(calls)
+    except RuntimeError as error:
+        print(f"    no times of kernels: {error}")
+        return ()
     return tuple(ms * 1e3 / len(calls) for ms in milliseconds or ())
 
 
