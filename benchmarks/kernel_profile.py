@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -35,6 +36,7 @@ from publish_kernel_profile import line
 _MATCH = flags.DEFINE_string("match", "", "Only places whose key has this regular expression.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
 _NCU = flags.DEFINE_string("ncu", "ncu", "The profiler.")
+_KEEP = flags.DEFINE_string("keep", "", "A file for all that it prints.")
 _CHILD = flags.DEFINE_bool("child", False, "What runs under the profiler.")
 
 NAME = "kernel_profile"
@@ -139,6 +141,8 @@ def main(argv: list[str]) -> None:
     command += [f"--match={_MATCH.value}", f"--folder={_FOLDER.value}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stderr[-4000:], file=sys.stderr)
+    if _KEEP.value:
+        Path(_KEEP.value).write_text(done.stdout, encoding="utf-8")
     keys = re.findall(r"^profiled\t(.*)\t(.*)$", done.stdout, re.MULTILINE)
     found = list(counters.blocks(counters.parse(done.stdout), MARK))[:-1]
     if not keys or len(found) != len(keys):
