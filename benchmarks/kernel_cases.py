@@ -1,5 +1,6 @@
 """What `kernels.py` measures: by op, kinds of weights at random, and who multiplies with them."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,8 +12,8 @@ from kernel_timing import copies_of
 from jaxlab.kernels.nm_matmul import pallas_mosaic_gpu as nm_kernel
 from jaxlab.kernels.nm_matmul import reference as nm_reference
 from jaxlab.kernels.nm_matmul import shapes as nm_shapes
-from jaxlab.kernels.packing import FORMATS, Planar, pack
-from jaxlab.kernels.packing_nm import WIDTH, place_bits
+from jaxlab.kernels.packing import FORMATS, Planar
+from jaxlab.kernels.packing_nm import LANES, pack_nm
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul import pallas_mosaic_gpu, reference, shapes
 
@@ -66,33 +67,39 @@ def bits(key: jax.Array, shape: tuple[int, int], kind: str) -> jax.Array:
     return words & ~((words >> 1) & jnp.uint16(0x5555)) if kind == "ternary" else words
 
 
-def sparse(n: int, m: int, rows: int, n_out: int, k: int) -> Case:
-    """N:M planes, with places at random."""
+def sparse(
+    n: int, m: int, rows: int, n_out: int, k: int, *, block: int = 1, kind: str | None = None
+) -> Case:
+    """N:M groups at random; integers have scales of 128 k, or of whole rows."""
+    problem = nm_shapes.Problem(rows, n_out, k, n, m, block)
+    if kind:
+        fits = 128 % (LANES * problem.layout.span) == 0
+        problem = problem._replace(kind=kind, scaled=128 if fits else 0)
+    groups = k // problem.scaled if problem.scaled else 1
 
     @jax.jit
     def make(key: jax.Array) -> Any:
-        groups = (n_out, k // m)
-        where = jnp.argsort(jax.random.bits(key, (*groups, m), jnp.uint8), -1)[..., :n]
-        shift = jnp.arange(n, dtype=jnp.int32) * place_bits(m)
-        code = jnp.sum(jnp.sort(where, -1).astype(jnp.int32) << shift, -1)
-        kind = "uint4" if n * place_bits(m) > 2 else "uint2"
-        return (
-            pack(code, kind, width=WIDTH),
-            jax.random.normal(key, (n, *groups), jnp.bfloat16),
-        )
+        drawn = jax.random.bits(key, (n_out, k // (m * block), m), jnp.uint8)
+        mask = jnp.repeat((jnp.argsort(drawn, -1) < n).reshape(n_out, -1), block, 1)
+        if kind:
+            w = jax.random.randint(key, mask.shape, -8, 8, jnp.int8)
+        else:
+            w = jax.random.normal(key, mask.shape, jnp.bfloat16)
+        packed = pack_nm(w, mask, n, m, block=block, kind=kind)
+        codes = dataclasses.replace(packed, values=None)  # pyright: ignore[reportArgumentType]
+        if kind is None:
+            return (codes, None), (packed.values, None)
+        scale = jax.random.uniform(key, (groups, n_out), jnp.bfloat16, 0.5, 1.5)
+        return (codes, packed.values), (None, scale)
 
-    nbytes = 2 * n_out * k * n // m
-    weights = _copies(make, nbytes)
-    code = weights[0][0]
-    problem = nm_shapes.problem_of(rows, code, n, m, 1)
-    kernel = functools.partial(nm_kernel.mosaic_gpu, m, 1)
+    weights = _copies(make, 2 * n_out * k * n // m)
     return Case(
         problem,
-        nbytes + code.words.nbytes,
+        sum(leaf.nbytes for leaf in jax.tree.leaves(weights[0])),
         weights,
-        lambda c: functools.partial(kernel, config=c, interpret=None),
-        functools.partial(nm_reference.xla, m, 1),
-        functools.partial(nm_reference.reference, m, 1),
+        lambda c: functools.partial(nm_kernel.mosaic_gpu, config=c, interpret=None),
+        nm_reference.xla,
+        nm_reference.reference,
     )
 
 
@@ -111,7 +118,13 @@ OPS: dict[str, dict[str, list[Callable[[int, int, int], Case]]]] = {
         "ternary": [functools.partial(planar, "ternary", 0, 64)],
     },
     "nm_matmul": {
-        f"{n}:{m}": [functools.partial(sparse, n, m)] for n, m in ((2, 4), (1, 4), (1, 8))
+        "2:4": [functools.partial(sparse, 2, 4)],
+        "1:4": [functools.partial(sparse, 1, 4)],
+        "1:8": [functools.partial(sparse, 1, 8)],
+        "2:4 int4": [functools.partial(sparse, 2, 4, kind="int4")],
+        "1:4 int4": [functools.partial(sparse, 1, 4, kind="int4")],
+        "2:4 block 4": [functools.partial(sparse, 2, 4, block=4)],
+        "1:4 block 16": [functools.partial(sparse, 1, 4, block=16)],
     },
 }
 

@@ -1,52 +1,118 @@
-"""N:M sparse weights as planes: the j-th kept block of every group is in plane j.
+"""N:M sparse weights: kept values and the places of each group, ordered for Hopper's tensor cores.
 
-A kernel rebuilds what stands at place i of every group from n selects, without scatter:
-`where(place[0] == i, values[0], where(place[1] == i, values[1], 0))`, and multiplies it with
-`x[:, i::m]` (in blocks, with the i-th block of every group of x). The places of a group are one
-small number, its code: place j in the j-th bits from below.
+A tensor-core product deals the columns of its left operand among four lanes, two neighbours at a
+time: of every 8 columns lane t holds 2 t and 2 t + 1. The order of k is free, as long as the other
+operand has the same. So of every unit of 4 span consecutive k, lane t takes span consecutive ones,
+whole groups: it holds their kept values, one after another, their codes, and what becomes of them.
+No value ever changes lanes. `lanes` is that order, of values, words of codes, and x.
+
+The code of a group is its kept places, one after another, the first in the lowest bits. For 2:4 it
+is a bit for each place, set where it is pruned: byte permutations want it so.
 """
 
 import dataclasses
+import functools
+import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
-from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar, pack, unpack
+from jaxlab.kernels.packing import WORD, Planar, pack, unpack
 
-# Words of a block of codes.
-WIDTH = 32
-_KINDS = ("uint1", "uint2", "uint4", "uint8", "uint16")
+# Stored beside packed arrays, and raised when the order changes.
+NM_LAYOUT_VERSION = 2
+
+LANES = 4
+# Columns of a product's left operand that are rebuilt at once, and of values that are read at once.
+PIECE = 64
+# Words of a block of planar values: a quarter of a piece of 4-bit numbers.
+PLANAR_WIDTH = 16
+_MOST_SPAN = 64
+_MOST_TILE = 256
+# By place, the bit of a 2:4 code.
+_PRUNED_BIT = (0, 2, 3, 1)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class NMPlanes:
-    """An (n_out, k) matrix of which n of every m consecutive blocks of k are kept.
+class Layout(NamedTuple):
+    """How groups of a pattern are stored.
 
     Attributes:
-      values: (n, n_out, k / m), of any dtype; blocks of a group in the order of their places.
-      code: places in their groups, planar, (n_out, k / (m block)) before packing.
+      n: kept blocks of a group.
       m: blocks of a group.
       block: entries of a block.
-      version: of the layout.
+      bits: of a code: 1, 2, 4, 8 or 16.
+      parts: into which the bits of a code are cut; a word has the first part of each of its codes,
+        then the second.
+      span: consecutive k of a lane; 0 where groups are stored one after another, for XLA alone.
+      units: of 4 span consecutive k to a tile, which takes whole words of codes in every lane.
     """
 
-    values: jax.Array
-    code: Planar
-    m: int = dataclasses.field(metadata={"static": True})
-    block: int = dataclasses.field(default=1, metadata={"static": True})
-    version: int = dataclasses.field(default=LAYOUT_VERSION, metadata={"static": True})
+    n: int
+    m: int
+    block: int
+    bits: int
+    parts: int
+    span: int
+    units: int
 
     @property
-    def n(self) -> int:
-        """Kept blocks of a group."""
-        return self.values.shape[0]
+    def group(self) -> int:
+        """Entries of a group."""
+        return self.m * self.block
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(n_out, k)."""
-        return self.values.shape[1], self.values.shape[2] * self.m
+    def tile(self) -> int:
+        """Consecutive k that are ordered together; 0 where there is no order."""
+        return LANES * self.span * self.units
+
+    @property
+    def values(self) -> int:
+        """Kept values of a tile."""
+        return self.tile // self.m * self.n
+
+    @property
+    def words(self) -> int:
+        """Words of codes of a tile."""
+        return self.tile // self.group * self.bits // WORD
+
+    def shift(self, code: int) -> int:
+        """Where in its word the first part of a code begins; the next is `WORD / parts` further."""
+        return code % (WORD // self.bits) * (self.bits // self.parts)
+
+
+@functools.cache
+def layout_of(n: int, m: int, block: int, k: int) -> Layout:
+    """The layout of (..., k) weights of a pattern.
+
+    >>> layout_of(2, 4, 1, 1024)
+    Layout(n=2, m=4, block=1, bits=4, parts=2, span=16, units=2)
+    >>> layout_of(2, 4, 1, 100).span
+    0
+    """
+    bits = next(b for b in (1, 2, 4, 8, 16) if b >= n * place_bits(m))
+    bitmask = (n, m, block) == (2, 4, 1)
+    plain = Layout(n, m, block, bits, 2 if bitmask else 1, 0, 0)
+    span = max(16, m * block)
+    if m * block % 2 or (block > 1 and block % 2) or span % 16 or span % (m * block):
+        return plain
+    while span // m * n % 2:  # values come in pairs
+        span *= 2
+    if span > _MOST_SPAN:
+        return plain
+    kept = LANES * span // m * n
+    units = next(u for u in (1, 2, 4, 8, 16, 32) if kept * u % PIECE == 0)
+
+    def spare(units: int) -> int:
+        return 2 * WORD // (span * units // (m * block))
+
+    # Codes that do not fill a register of two words take more bits, or longer tiles.
+    while spare(units) > bits and (2 * LANES * span * units <= _MOST_TILE or spare(units) > WORD):
+        units *= 2
+    layout = plain._replace(bits=max(bits, spare(units)), span=span, units=units)
+    return plain if k == 0 or k % layout.tile else layout
 
 
 def place_bits(m: int) -> int:
@@ -58,17 +124,75 @@ def place_bits(m: int) -> int:
     return max(1, (m - 1).bit_length())
 
 
-def pack_nm(w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1) -> NMPlanes:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedNM:
+    """An (..., n_out, k) matrix of which n of every m consecutive blocks of k are kept.
+
+    Attributes:
+      values: (..., n_out, k n / m), of any dtype, or planar integers; in the order of `lanes`.
+      code: uint16, (..., n_out, words): places of the groups.
+      n: kept blocks of a group.
+      m: blocks of a group.
+      block: entries of a block.
+      version: of the layout.
+    """
+
+    values: jax.Array | Planar
+    code: jax.Array
+    n: int = dataclasses.field(metadata={"static": True})
+    m: int = dataclasses.field(metadata={"static": True})
+    block: int = dataclasses.field(default=1, metadata={"static": True})
+    version: int = dataclasses.field(default=NM_LAYOUT_VERSION, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., n_out, k)."""
+        return (*self.values.shape[:-1], self.values.shape[-1] // self.n * self.m)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and codes."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    @property
+    def layout(self) -> Layout:
+        """How it is stored."""
+        return layout_of(self.n, self.m, self.block, self.shape[-1])
+
+    def check(self, op: str) -> None:
+        """Raises a ValueError where the arrays are not those of this layout."""
+        if self.version != NM_LAYOUT_VERSION:
+            raise ValueError(
+                f"{op}: packed.version={self.version} is another layout; this one is "
+                f"{NM_LAYOUT_VERSION}, as `pack_nm` makes it"
+            )
+        if isinstance(self.values, Planar):
+            self.values.check(op)
+        *lead, k = self.shape
+        per_word = WORD // self.layout.bits
+        words = -(-(k // (self.m * self.block)) // per_word)
+        if self.code.shape != (*lead, words) or self.code.dtype != jnp.uint16:
+            raise ValueError(
+                f"{op}: packed.code must be uint16{(*lead, words)}, as `pack_nm` makes it, not "
+                f"{self.code.dtype}{self.code.shape}"
+            )
+
+
+def pack_nm(
+    w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1, kind: str | None = None
+) -> PackedNM:
     """Packs what a mask keeps; `unpack_nm` gives it back bit for bit, with zeros elsewhere.
 
     Args:
-      w: (n_out, k), of any dtype.
+      w: (..., n_out, k), of any dtype; integers where `kind` is given.
       mask: booleans of w's shape, with at most n blocks of every group true, and each of them
         whole; what is false of a block under jit counts as its first entry does.
       n: kept blocks of a group.
       m: blocks of a group; `m * block` must divide k, and the places of a group take at most 16
         bits.
       block: entries of a block.
+      kind: of `packing.FORMATS`: the values become `Planar` integers.
 
     Raises:
       ValueError: an argument is out of range, or (outside jit) the mask is not of that pattern.
@@ -76,61 +200,151 @@ def pack_nm(w: jax.Array, mask: jax.Array, n: int, m: int, *, block: int = 1) ->
     >>> w = jnp.array([[4, 0, 2, 0], [0, 3, 0, 1]])
     >>> packed = pack_nm(w, w > 0, 2, 4)
     >>> packed.values.tolist(), unpack_nm(packed).tolist() == w.tolist()
-    ([[[4], [3]], [[2], [1]]], True)
+    ([[4, 2], [3, 1]], True)
     """
     if not 1 <= n <= m:
         raise ValueError(f"pack_nm: n={n}, m={m} must satisfy 1 <= n <= m")
     bits = place_bits(m)
-    kind = next((k for k in _KINDS if n * bits <= FORMATS[k].bits), None)
-    if kind is None:
+    if n * bits > WORD:
         raise ValueError(
-            f"pack_nm: n={n} places of m={m} take {n * bits} bits, more than 16; nearest: "
-            f"n={16 // bits}"
+            f"pack_nm: n={n} places of m={m} take {n * bits} bits, more than {WORD}; nearest: "
+            f"n={WORD // bits}"
         )
-    if w.ndim != 2 or block < 1 or w.shape[1] % (m * block):
+    if w.ndim < 2 or block < 1 or w.shape[-1] % (m * block):
         raise ValueError(f"pack_nm: m * block = {m * block} must divide the last axis of {w.shape}")
     if mask.shape != w.shape:
         raise ValueError(f"pack_nm: the mask of shape {mask.shape} is not w's, {w.shape}")
-    groups = w.shape[1] // (m * block)
-    split = (w.shape[0], groups, m, block)
+    *lead, k = w.shape
+    split = (*lead, k // (m * block), m, block)
     mask = mask.reshape(split).astype(bool)
-    kept = mask[..., :1]
+    kept = mask[..., 0]
     if not isinstance(mask, Tracer):
         _check_mask(mask, kept, n)
-    place = jax.lax.broadcasted_iota(jnp.int32, kept.shape, 2)
-    # Pruned blocks go last, under a number that a kept one can share only with itself.
-    order = jnp.sort(jnp.where(kept, place, jnp.full_like(place, m - 1)), axis=2)[:, :, :n]
-    # Where fewer are kept, places are left over, and hold nothing.
-    live = jnp.where(kept, w.reshape(split), jnp.zeros((), w.dtype))
-    values = jnp.take_along_axis(live, order, axis=2)
-    values = jnp.moveaxis(values, 2, 0).reshape(n, w.shape[0], groups * block)
-    by_place = jax.lax.broadcasted_iota(jnp.int32, (1, 1, n), 2) * jnp.int32(bits)
-    code = jnp.sum(order[..., 0] << by_place, axis=2)
-    return NMPlanes(values, pack(code, kind, width=WIDTH), m, block)
+    # Where fewer are kept, the first of the pruned ones are stored too, as zeros.
+    place = jnp.sort(jnp.argsort(~kept, axis=-1, stable=True)[..., :n], axis=-1)
+    live = jnp.where(kept[..., None], w.reshape(split), jnp.zeros((), w.dtype))
+    values = jnp.take_along_axis(live, place[..., None], axis=-2)
+    layout = layout_of(n, m, block, k)
+    values = lanes(values.reshape((*lead, k // m * n)), layout.span // m * n)
+    stored = values if kind is None else pack(values, kind, width=PLANAR_WIDTH)
+    return PackedNM(stored, _words(_encode(place, layout), layout), n, m, block)
 
 
 def _check_mask(mask: jax.Array, kept: jax.Array, n: int) -> None:
-    if bool(jnp.any(mask != kept)):
+    if bool(jnp.any(mask != kept[..., None])):
         raise ValueError(f"pack_nm: the mask keeps a part of a block of {mask.shape[-1]}")
-    most = int(jnp.max(jnp.sum(kept, axis=2), initial=0))
+    most = int(jnp.max(jnp.sum(kept, axis=-1), initial=0))
     if most > n:
         raise ValueError(f"pack_nm: the mask keeps {most} of a group; nearest: n={most}, not {n}")
 
 
-def places(packed: NMPlanes) -> list[jax.Array]:
-    """By plane, the places in their groups: int32, (n_out, groups)."""
-    bits, code = place_bits(packed.m), unpack(packed.code).astype(jnp.int32)
-    mask = jnp.int32(2**bits - 1)
-    return [(code >> jnp.int32(j * bits)) & mask for j in range(packed.n)]
+def lanes(x: jax.Array, span: int) -> jax.Array:
+    """Deals `span` consecutive entries of the last axis to each lane, in pairs; 0 leaves them.
+
+    >>> lanes(jnp.arange(16), 4).tolist()
+    [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15]
+    """
+    if span == 0:
+        return x
+    dealt = x.reshape((*x.shape[:-1], -1, LANES, span // 2, 2))
+    return jnp.swapaxes(dealt, -2, -3).reshape(x.shape)
 
 
-def unpack_nm(packed: NMPlanes) -> jax.Array:
-    """The dense (n_out, k) array of a packed one."""
-    n, rows, length = packed.values.shape
-    groups = length // packed.block
-    values = packed.values.reshape(n, rows, groups, 1, packed.block)
-    at = jax.lax.broadcasted_iota(jnp.int32, (1, 1, packed.m, 1), 2)
-    dense = jnp.zeros((rows, groups, packed.m, packed.block), values.dtype)
-    for value, place in zip(values, places(packed), strict=True):
-        dense = jnp.where(place[:, :, None, None] == at, value, dense)
-    return dense.reshape(rows, groups * packed.m * packed.block)
+def from_lanes(x: jax.Array, span: int) -> jax.Array:
+    """Undoes `lanes`."""
+    if span == 0:
+        return x
+    dealt = x.reshape((*x.shape[:-1], -1, span // 2, LANES, 2))
+    return jnp.swapaxes(dealt, -2, -3).reshape(x.shape)
+
+
+def dense_lanes(x: jax.Array, layout: Layout) -> jax.Array:
+    """The columns of x, or of dense weights, as the rebuilt weights have them."""
+    if layout.parts == 2:
+        # The second pair of a 2:4 group is rebuilt the other way round, as its codes want it.
+        pairs = x.reshape((*x.shape[:-1], -1, 2, 2))
+        x = jnp.stack([pairs[..., 0, :], pairs[..., 1, ::-1]], axis=-2).reshape(x.shape)
+    return lanes(x, layout.span)
+
+
+def _like(numbers: Any, x: jax.Array) -> jax.Array:
+    """Integers as the last axes of an array with as many axes as x."""
+    numbers = np.asarray(numbers, np.int32)
+    return jnp.asarray(numbers.reshape((1,) * (x.ndim - numbers.ndim) + numbers.shape))
+
+
+def _encode(place: jax.Array, layout: Layout) -> jax.Array:
+    """Codes (..., groups) of places (..., groups, n)."""
+    if layout.parts == 2:
+        return 15 - jnp.sum(jnp.asarray([1 << bit for bit in _PRUNED_BIT])[place], axis=-1)
+    at = _like(np.arange(layout.n) * place_bits(layout.m), place)
+    return jnp.sum(place.astype(jnp.int32) << at, axis=-1)
+
+
+def _decode(code: jax.Array, layout: Layout) -> jax.Array:
+    if layout.parts == 2:
+        table = np.zeros((16, 2), np.int32)
+        for kept in itertools.combinations(range(layout.m), layout.n):
+            table[15 - sum(1 << _PRUNED_BIT[i] for i in kept)] = kept
+        return jnp.asarray(table)[code]
+    code = code[..., None]
+    at = _like(np.arange(layout.n) * place_bits(layout.m), code)
+    return (code >> at) & (2 ** place_bits(layout.m) - 1)
+
+
+def _shifts(layout: Layout) -> np.ndarray:
+    """(codes of a word, bits of a code): where in the word each bit is."""
+    per_part = layout.bits // layout.parts
+    bit = np.arange(layout.bits)
+    first = np.array([layout.shift(code) for code in range(WORD // layout.bits)])
+    return first[:, None] + bit % per_part + bit // per_part * (WORD // layout.parts)
+
+
+def _words(code: jax.Array, layout: Layout) -> jax.Array:
+    *lead, groups = code.shape
+    per_word = WORD // layout.bits
+    if layout.span:
+        # A lane's codes of all units of a tile follow one another.
+        each = layout.span // layout.group
+        code = code.reshape((*lead, -1, layout.units, LANES, each))
+        code = jnp.swapaxes(code, -2, -3)
+    code = code.reshape((*lead, groups))
+    code = jnp.pad(code, [(0, 0)] * len(lead) + [(0, -groups % per_word)])
+    code = code[..., None]
+    bit = ((code >> _like(np.arange(layout.bits), code)) & 1).reshape(
+        (*lead, -1, per_word, layout.bits)
+    )
+    bit = bit << _like(_shifts(layout), bit)
+    words = jnp.sum(bit, axis=(-1, -2)).astype(jnp.uint16)
+    return lanes(words, layout.words // LANES)
+
+
+def places(packed: PackedNM) -> jax.Array:
+    """The kept places of all groups: int32, (..., n_out, groups, n)."""
+    layout, groups = packed.layout, packed.shape[-1] // (packed.m * packed.block)
+    *lead, _ = packed.code.shape
+    words = from_lanes(packed.code, layout.words // LANES).astype(jnp.int32)[..., None, None]
+    bit = (words >> _like(_shifts(layout), words)) & 1
+    code = jnp.sum(bit << _like(np.arange(layout.bits), bit), axis=-1)
+    code = code.reshape((*lead, -1))[..., :groups]
+    if layout.span:
+        each = layout.span // layout.group
+        code = code.reshape((*lead, -1, LANES, layout.units, each))
+        code = jnp.swapaxes(code, -2, -3).reshape((*lead, groups))
+    return _decode(code, layout)
+
+
+def unpack_nm(packed: PackedNM) -> jax.Array:
+    """The dense (..., n_out, k) array of a packed one."""
+    packed.check("unpack_nm")
+    layout, (*lead, k) = packed.layout, packed.shape
+    values = unpack(packed.values) if isinstance(packed.values, Planar) else packed.values
+    values = from_lanes(values, layout.span // packed.m * packed.n)
+    values = values.reshape((*lead, k // layout.group, packed.n, packed.block))
+    place = places(packed)
+    at = _like(np.arange(packed.m)[:, None], place[..., None])
+    dense = jnp.zeros((*lead, k // layout.group, packed.m, packed.block), values.dtype)
+    for j in range(packed.n):
+        here = place[..., j, None, None] == at
+        dense = jnp.where(here, values[..., j, None, :], dense)
+    return dense.reshape((*lead, k))

@@ -1,86 +1,194 @@
-"""Products with N:M planes: against float64, by every implementation, with gradients."""
+"""Products with packed N:M weights: against float64, by every implementation, with gradients."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.kernels.nm_matmul import nm_matmul, shapes
-from jaxlab.kernels.packing_nm import NMPlanes, pack_nm, unpack_nm
+from jaxlab.kernels.nm_matmul import dequantize_nm, nm_matmul, registers, shapes
+from jaxlab.kernels.packing_nm import PIECE, dense_lanes, layout_of, pack_nm
 from jaxlab.kernels.plan import Config
 
 
-def problem(n, m, n_out, k, rows, *, block=1, dtype=jnp.bfloat16):
+def problem(n, m, n_out, k, rows, *, block=1, kind=None, groups=1, dtype=jnp.bfloat16):
+    """x, packed weights, their scales and the exact product."""
     rng = np.random.default_rng(n_out + k + rows)
     blocks = rng.random((n_out, k // (m * block), m)).argsort(-1) < n
     mask = np.repeat(blocks.reshape(n_out, -1), block, 1)
-    w = jnp.asarray(rng.normal(size=(n_out, k)) * mask, dtype)
+    drawn = rng.normal(size=(n_out, k)) if kind is None else rng.integers(-7, 8, (n_out, k))
+    w = jnp.asarray(drawn * mask, dtype if kind is None else jnp.int8)
     x = jnp.asarray(rng.normal(size=(rows, k)), dtype)
-    packed = jax.jit(lambda w, mask: pack_nm(w, mask, n, m, block=block))(w, jnp.asarray(mask))
-    return x, packed, np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    scale = None if kind is None else jnp.asarray(rng.uniform(0.5, 1.5, (groups, n_out)), dtype)
+    pack = jax.jit(lambda w, mask: pack_nm(w, mask, n, m, block=block, kind=kind))
+    packed = pack(w, jnp.asarray(mask))
+    dense = np.asarray(w, np.float64)
+    if scale is not None:
+        dense = dense * np.repeat(np.asarray(scale, np.float64).T, k // groups, 1)
+    return x, packed, scale, np.asarray(x, np.float64) @ dense.T
 
 
-@pytest.mark.parametrize(("n", "m", "block"), [(2, 4, 1), (1, 8, 1), (2, 4, 8)])
-def test_xla_is_right(n, m, block):
-    x, packed, exact = problem(n, m, 24, 192, 5, block=block, dtype=jnp.float32)
-    y = jax.jit(nm_matmul)(x.reshape(5, 1, -1), packed)
+@pytest.mark.parametrize(
+    ("n", "m", "block", "kind", "groups"),
+    [(2, 4, 1, None, 1), (1, 8, 1, None, 1), (2, 4, 8, None, 1), (2, 4, 1, "int4", 4)],
+)
+def test_xla_is_right(n, m, block, kind, groups):
+    # 192 is no whole number of tiles: groups are stored one after another.
+    x, packed, scale, exact = problem(
+        n, m, 24, 192, 5, block=block, kind=kind, groups=groups, dtype=jnp.float32
+    )
+    y = jax.jit(nm_matmul)(x.reshape(5, 1, -1), packed, scale)
     np.testing.assert_allclose(np.asarray(y)[:, 0], exact, rtol=1e-5, atol=1e-4)
-    assert nm_matmul(x[:0], packed).shape == (0, 24)
+    assert nm_matmul(x[:0], packed, scale).shape == (0, 24)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "block"),
+    [(2, 4, 1), (1, 4, 1), (1, 8, 1), (2, 8, 1), (1, 16, 1), (2, 4, 2), (1, 8, 4), (2, 4, 16)],
+)
+def test_registers_hold_the_dense_weights_in_the_order_of_x(n, m, block):
+    layout, tiles = layout_of(n, m, block, 8192), 2
+    rng, k = np.random.default_rng(m), tiles * layout.tile
+    # Of tiles that are all alike: the second, and all that a group or a word of codes can span.
+    pieces = sorted({0, 1, layout.tile // PIECE - 1})
+    mask = np.repeat(rng.random((64, k // (m * block), m)).argsort(-1) < n, block, -1)
+    mask = mask.reshape(64, k)
+    w = np.where(mask, rng.normal(size=mask.shape), 0)
+    w[0] = np.where(mask[0], np.inf, 0)
+    w = jnp.asarray(w, jnp.bfloat16)
+
+    @jax.jit
+    def rebuilt(w, mask):
+        packed = pack_nm(w, mask, n, m, block=block)
+        assert isinstance(packed.values, jax.Array)
+        return [
+            registers.piece_of(layout, [packed.values], packed.code, 1, piece, compiled=False)
+            for piece in pieces
+        ]
+
+    expected = np.asarray(dense_lanes(w, layout)).view(np.uint16)
+    for piece, got in zip(pieces, rebuilt(w, jnp.asarray(mask)), strict=True):
+        at = layout.tile + piece * PIECE
+        got = np.asarray(got).view(np.uint16)
+        np.testing.assert_array_equal(got, expected[:, at : at + PIECE])
+
+
+def test_selectors_pick_the_kept_values_of_every_pair_of_places():
+    # As PTX has `prmt`: four numbers of three bits, and beyond the first register are zeros.
+    source = [10, 11, 20, 21, 0, 0, 0, 0]
+    for kept in [(a, b) for b in range(4) for a in range(b)]:
+        pruned = [place not in kept for place in range(4)]
+        # In the order of the registers: 0 and 1, 3 and 2.
+        dense = []
+        for (first, factor, both), (near, far) in zip(
+            registers._PAIRS, ((0, 1), (3, 2)), strict=True
+        ):
+            code = (pruned[near] << first) | (pruned[far] << (first + 8))
+            selector = code * factor + both
+            dense += [source[(selector >> (4 * at)) & 7] for at in range(4)]
+        values = dict(zip(kept, ((10, 11), (20, 21)), strict=True))
+        expected = [values.get(place, (0, 0)) for place in (0, 1, 3, 2)]
+        assert dense == [byte for pair in expected for byte in pair], kept
 
 
 # jax 0.10 interprets no products from slices of tiled memory; there the kernel is only lowered.
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="this jax cannot interpret it")
 @pytest.mark.parametrize(
-    ("n", "m", "config"), [(2, 4, Config(1, 2)), (1, 8, Config(2, 1, split_k=2))]
+    ("n", "m", "k", "kind", "groups", "config"),
+    [
+        (2, 4, 256, None, 1, Config(1, 1)),
+        (1, 8, 1024, None, 1, Config(1, 1, split_k=2)),
+        (2, 4, 256, "int4", 2, Config(1, 1)),
+    ],
 )
-def test_the_interpreted_kernel_equals_the_reference(n, m, config):
-    x, packed, exact = problem(n, m, 64, 128 * m * config.ways * config.split_k, 3)
-    y = nm_matmul(x, packed, implementation="mosaic_gpu", config=config, interpret=True)
+def test_the_interpreted_kernel_equals_the_reference(n, m, k, kind, groups, config):
+    x, packed, scale, exact = problem(n, m, 64, k, 3, kind=kind, groups=groups)
+    y = nm_matmul(x, packed, scale, implementation="mosaic_gpu", config=config, interpret=True)
     np.testing.assert_allclose(
         np.asarray(y, np.float64), exact, rtol=0, atol=2**-8 * np.abs(exact).max()
     )
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (1, 8)])
-def test_the_kernel_lowers_for_cuda(on_an_h100, n, m):
-    x, packed, _ = problem(n, m, 64, 128 * m * 4, 16)
+@pytest.mark.parametrize(
+    ("n", "m", "block", "kind", "groups", "tile"),
+    [
+        (2, 4, 1, None, 1, 128),
+        (1, 4, 1, None, 1, 64),
+        (1, 8, 1, "int4", 16, 64),
+        (1, 8, 2, "int8", 1, 64),
+    ],
+)
+def test_the_kernel_lowers_for_cuda(on_an_h100, n, m, block, kind, groups, tile):
+    x, packed, scale, _ = problem(n, m, 128, 2048, 16, block=block, kind=kind, groups=groups)
+    config = Config(2, 1, tile=tile)
 
-    def product(x, packed):
-        return nm_matmul(x, packed, implementation="mosaic_gpu", config=Config(2, 2))
+    def product(x, packed, scale):
+        return nm_matmul(x, packed, scale, implementation="mosaic_gpu", config=config)
 
     with on_an_h100():
-        text = jax.jit(product).trace(x, packed).lower(lowering_platforms=("cuda",)).as_text()
+        traced = jax.jit(product).trace(x, packed, scale)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("mosaic_gpu_v2") == 1
 
 
-def test_gradients_and_batches():
-    x, packed, _ = problem(2, 4, 8, 64, 3, dtype=jnp.float32)
+@pytest.mark.parametrize("kind", [None, "int4"])
+def test_gradients_and_batches(kind):
+    x, packed, scale, _ = problem(2, 4, 8, 256, 3, kind=kind, groups=2, dtype=jnp.float32)
+    trained = packed.values if kind is None else scale
 
-    def through(values, x):
-        planes = NMPlanes(values, packed.code, packed.m)
-        return jnp.sum(jnp.sin(nm_matmul(x, planes)))
+    def parts(trained):
+        if kind is None:
+            return dataclasses.replace(packed, values=trained), None
+        return packed, trained
 
-    def dense(values, x):
-        return jnp.sum(jnp.sin(x @ unpack_nm(NMPlanes(values, packed.code, packed.m)).T))
+    def through(trained, x):
+        return jnp.sum(jnp.sin(nm_matmul(x, *parts(trained))))
 
-    grads = (jax.jit(jax.grad(f, argnums=(0, 1)))(packed.values, x) for f in (through, dense))
+    def dense(trained, x):
+        return jnp.sum(jnp.sin(x @ dequantize_nm(*parts(trained)).T))
+
+    grads = (jax.jit(jax.grad(f, argnums=(0, 1)))(trained, x) for f in (through, dense))
     for got, expected in zip(*grads, strict=True):
         np.testing.assert_allclose(np.asarray(got), np.asarray(expected), rtol=1e-4, atol=1e-4)
-    batched = jax.vmap(lambda x: nm_matmul(x, packed))(x[:, None])
+    batched = jax.vmap(lambda x: nm_matmul(x, packed, scale))(x[:, None])
     np.testing.assert_allclose(
-        np.asarray(batched)[:, 0], np.asarray(nm_matmul(x, packed)), rtol=1e-5, atol=1e-5
+        np.asarray(batched)[:, 0], np.asarray(nm_matmul(x, packed, scale)), rtol=1e-5, atol=1e-5
     )
 
 
 def test_bad_arguments_are_named():
-    x, packed, _ = problem(2, 4, 8, 64, 2)
+    x, packed, _, _ = problem(2, 4, 8, 64, 2)
     with pytest.raises(ValueError, match="k=64"):
         nm_matmul(x[:, :60], packed)
     with pytest.raises(TypeError, match="floating"):
         nm_matmul(x.astype(jnp.int32), packed)
     with pytest.raises(NotImplementedError, match="GPU"):
         nm_matmul(x, packed, implementation="mosaic_gpu")
+    with pytest.raises(ValueError, match="scale=None"):
+        nm_matmul(x, packed, jnp.ones((1, 8)))
+    with pytest.raises(ValueError, match=r"packed.version=1"):
+        nm_matmul(x, dataclasses.replace(packed, version=1))
+    with pytest.raises(ValueError, match=r"packed.code must be uint16\(8, 4\)"):
+        nm_matmul(x, dataclasses.replace(packed, code=packed.code[:, :3]))
+    x, packed, _, _ = problem(2, 4, 8, 64, 2, kind="int4", groups=2)
+    with pytest.raises(ValueError, match="3 groups, which k=64 is no multiple of; nearest: 2"):
+        nm_matmul(x, packed, jnp.ones((3, 8)))
+    with pytest.raises(ValueError, match="not None"):
+        nm_matmul(x, packed)
     with pytest.raises(ValueError, match="nearest: n=4"):
         pack_nm(jnp.ones((2, 32)), jnp.ones((2, 32), bool), 8, 16)
-    of = shapes.problem_of(16, packed.code, 2, 4, 8)
-    assert "blocks of 8" in shapes.refuse(of, Config())
+
+
+@pytest.mark.parametrize(
+    ("of", "says"),
+    [
+        (shapes.Problem(16, 64, 8192, 2, 4, 32), "blocks of 32"),
+        (shapes.Problem(16, 64, 8192 - 12, 2, 4, 1), "k=8180"),
+        (shapes.Problem(16, 64, 2049 * 128, 2, 4, 1), "no multiple of 256"),
+        (shapes.Problem(16, 64, 8192, 2, 4, 1, "int4", 32), "groups of 32"),
+        (shapes.Problem(65, 64, 8192, 2, 4, 1), "65 rows"),
+    ],
+)
+def test_what_the_kernel_does_not_take_is_named(of, says):
+    assert says in shapes.refuse(of, Config(1, 1))

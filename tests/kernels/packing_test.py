@@ -56,10 +56,12 @@ def test_bit_tricks_give_every_number_exactly(kind):
     np.testing.assert_array_equal(np.concatenate([np.asarray(g, np.int32) for g in got], 1), q)
 
 
+# Sizes that the layout orders in tiles (where k is a multiple of them), and that it cannot.
 @pytest.mark.parametrize(
-    ("n", "m", "block"), [(1, 4, 1), (2, 4, 1), (1, 8, 1), (2, 8, 1), (4, 8, 1), (1, 2, 4)]
+    ("n", "m", "block"),
+    [(1, 4, 1), (2, 4, 1), (1, 8, 1), (2, 8, 1), (4, 8, 1), (3, 5, 1), (1, 2, 4), (2, 4, 16)],
 )
-def test_sparse_planes_come_back(n, m, block):
+def test_sparse_groups_come_back(n, m, block):
     rng = np.random.default_rng(m + n)
 
     @jax.jit
@@ -67,14 +69,33 @@ def test_sparse_planes_come_back(n, m, block):
         packed = pack_nm(w, mask, n, m, block=block)
         return packed, unpack_nm(packed)
 
-    for n_out, k, cases in ((6, 384, 30), (64, 64, 1), (128, 128, 1)):
+    for n_out, k, cases in ((6, m * block * 6, 30), (5, 1024 // m * m, 2)):
         for _ in range(cases):
             blocks = rng.random((n_out, k // (m * block), m)).argsort(-1) < n
             mask = np.repeat(blocks.reshape(n_out, -1), block, 1)
             w = np.where(mask, rng.normal(size=mask.shape), 0).astype(jnp.bfloat16)
             packed, back = there_and_back(jnp.asarray(w), jnp.asarray(mask))
             np.testing.assert_array_equal(np.asarray(back), w)
-            assert packed.values.size * m == w.size * n
+            assert packed.shape == w.shape
+            assert packed.values.shape == (n_out, k // m * n)
+
+
+def test_sparse_groups_stack_and_hold_integers():
+    rng = np.random.default_rng(0)
+    mask = rng.random((3, 4, 64, 4)).argsort(-1) < 2
+    q = jnp.asarray(rng.integers(-8, 8, mask.shape) * mask, jnp.int8).reshape(3, 4, 256)
+    mask = jnp.asarray(mask.reshape(q.shape))
+    pack_int4 = jax.jit(lambda w, mask: pack_nm(w, mask, 2, 4, kind="int4"))
+    back = jax.jit(unpack_nm)
+    packed = pack_int4(q, mask)
+    assert packed.shape == q.shape
+    # Four bits for each of two values, four for their places: of four weights.
+    assert packed.nbytes * 8 == q.size // 4 * 12
+    np.testing.assert_array_equal(np.asarray(back(packed)), np.asarray(q))
+    alone = jax.tree.map(lambda leaf: leaf[1], packed)
+    np.testing.assert_array_equal(np.asarray(back(alone)), np.asarray(q[1]))
+    each = jax.vmap(pack_int4)(q, mask)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), each, packed))
 
 
 def test_numbers_out_of_range_leave_their_neighbours_alone_under_jit():

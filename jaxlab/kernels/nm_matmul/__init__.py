@@ -1,5 +1,7 @@
-"""`x @ W.T` with W as N:M sparse planes."""
+"""`x @ W.T` with W as N:M sparse groups."""
 
 from jaxlab.kernels.nm_matmul.api import nm_matmul
+from jaxlab.kernels.nm_matmul.reference import dequantize_nm
+from jaxlab.kernels.nm_matmul.shapes import Problem
 
-__all__ = ["nm_matmul"]
+__all__ = ["Problem", "dequantize_nm", "nm_matmul"]

@@ -1,35 +1,41 @@
 """The product of activations with N:M sparse weights."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch
-from jaxlab.kernels.nm_matmul.reference import xla
+from jaxlab.kernels.nm_matmul.reference import Floating, joined, xla
 from jaxlab.kernels.nm_matmul.shapes import problem_of
 from jaxlab.kernels.packing import Planar
-from jaxlab.kernels.packing_nm import NMPlanes
+from jaxlab.kernels.packing_nm import PackedNM
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.rules import with_rules
+
+KINDS = ("int8", "int4", "uint4")
 
 
 def nm_matmul(
     x: jax.Array,
-    packed: NMPlanes,
+    packed: PackedNM,
+    scale: jax.Array | None = None,
     *,
     implementation: dispatch.Choice = None,
     config: Config | None = None,
     interpret: bool | None = None,
 ) -> jax.Array:
-    """`y = x @ W.T`, with W as the planes of `pack_nm`.
+    """`y = x @ W.T`, with W the dense array of `pack_nm`, times its scales if it has integers.
 
-    Gradients go to x and to the kept values, by reverse mode; under `jax.vmap` over x alone it
-    stays one product.
+    Gradients go to x, to floating values and to scales, by reverse mode; under `jax.vmap` over x
+    alone it stays one product.
 
     Args:
       x: floating, (..., k).
-      packed: (n_out, k).
+      packed: (n_out, k), its values floating, or `Planar` integers of kind "int8", "int4", "uint4".
+      scale: floating, (groups, n_out): k / groups consecutive k share one; None for floating
+        values.
       implementation: as `quantized_matmul` has it.
       config: likewise.
       interpret: likewise.
@@ -38,7 +44,7 @@ def nm_matmul(
       (..., n_out), in x's dtype.
 
     Raises:
-      TypeError: x or the values are not floating.
+      TypeError: x, the values or the scales are not floating.
       ValueError: shapes that do not fit, or an unknown name.
       NotImplementedError: the implementation that was named does not handle this.
 
@@ -47,44 +53,76 @@ def nm_matmul(
     >>> nm_matmul(jnp.array([1.0, 1.0, 2.0, 3.0]), pack_nm(w, w > 0, 2, 4)).tolist()
     [8.0, 6.0]
     """
-    dtypes = x.dtype, packed.values.dtype
-    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
-        raise TypeError(f"nm_matmul: x and packed.values must be floating, not {dtypes}")
-    if x.ndim < 1 or x.shape[-1] != packed.shape[1]:
-        raise ValueError(f"nm_matmul: x of shape {x.shape} does not end in k={packed.shape[1]}")
-    packed.code.check("nm_matmul")
+    _check(x, packed, scale)
     named = dispatch.asked("nm_matmul", implementation, interpret)
     rows = x.reshape((-1, x.shape[-1]))
     shape = (*x.shape[:-1], packed.shape[0])
     if rows.shape[0] == 0:
         return jnp.zeros(shape, x.dtype)
-    product = _product((packed.m, packed.block), named, config, interpret)
-    return product(rows, packed.code, packed.values).reshape(shape)
+    integers = packed.values if isinstance(packed.values, Planar) else None
+    values = packed.values if isinstance(packed.values, jax.Array) else None
+    # What gets no gradient apart from what does.
+    codes = dataclasses.replace(packed, values=None)  # pyright: ignore[reportArgumentType]
+    product = _product(named, config, interpret)
+    return product(rows, (codes, integers), (values, scale)).reshape(shape)
+
+
+def _check(x: jax.Array, packed: PackedNM, scale: jax.Array | None) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"nm_matmul: x must be floating, not {x.dtype}")
+    values, k = packed.values, packed.shape[-1]
+    if len(packed.shape) != 2:
+        raise ValueError(f"nm_matmul: packed of shape {packed.shape} must have two axes")
+    if x.ndim < 1 or x.shape[-1] != k:
+        raise ValueError(f"nm_matmul: x of shape {x.shape} does not end in k={k}")
+    packed.check("nm_matmul")
+    if not isinstance(values, Planar):
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            raise TypeError(f"nm_matmul: packed.values must be floating, not {values.dtype}")
+        if scale is not None:
+            raise ValueError("nm_matmul: floating packed.values take no scale; nearest: scale=None")
+        return
+    if values.kind not in KINDS:
+        raise ValueError(
+            f"nm_matmul: packed.values are of kind {values.kind!r}; valid: {', '.join(KINDS)}"
+        )
+    if scale is None or scale.ndim != 2 or scale.shape[1] != packed.shape[0]:
+        given = None if scale is None else scale.shape
+        raise ValueError(f"nm_matmul: scale must be (groups, {packed.shape[0]}), not {given}")
+    if not jnp.issubdtype(scale.dtype, jnp.floating):
+        raise TypeError(f"nm_matmul: scale must be floating, not {scale.dtype}")
+    groups = scale.shape[0]
+    if groups < 1 or k % groups:
+        nearest = min((d for d in range(1, k + 1) if k % d == 0), key=lambda d: abs(d - groups))
+        raise ValueError(
+            f"nm_matmul: scale has {groups} groups, which k={k} is no multiple of; nearest: "
+            f"{nearest}"
+        )
 
 
 # Once for each setting: jax knows functions with rules of their own by identity.
 @functools.cache
 def _product(
-    pattern: tuple[int, int], named: tuple[str, ...], config: Config | None, interpret: bool | None
+    named: tuple[str, ...], config: Config | None, interpret: bool | None
 ) -> dispatch.Implementation:
-    forward = functools.partial(_forward, pattern, named, config, interpret)
-    return jax.jit(with_rules("nm_matmul", forward, functools.partial(xla, *pattern), named))
+    forward = functools.partial(_forward, named, config, interpret)
+    return jax.jit(with_rules("nm_matmul", forward, xla, named))
 
 
 def _forward(
-    pattern: tuple[int, int],
     named: tuple[str, ...],
     config: Config | None,
     interpret: bool | None,
     x: jax.Array,
-    code: Planar,
-    values: jax.Array,
+    packed: tuple[PackedNM, Planar | None],
+    floating: Floating,
 ) -> jax.Array:
-    problem = problem_of(x.shape[0], code, values.shape[0], *pattern)
+    groups = 1 if floating[1] is None else floating[1].shape[0]
+    problem = problem_of(x.shape[0], joined(*packed, floating[0]), groups)
     chosen = dispatch.choice("nm_matmul", problem, config)
-    kernel = functools.partial(dispatch.on_demand("nm_matmul", "mosaic_gpu"), *pattern)
+    kernel = dispatch.on_demand("nm_matmul", "mosaic_gpu")
     kernels = {
         "mosaic_gpu": functools.partial(kernel, config=chosen.config, interpret=interpret),
-        "xla": functools.partial(xla, *pattern),
+        "xla": xla,
     }
-    return dispatch.run("nm_matmul", kernels, x, code, values, named=named, chosen=chosen)
+    return dispatch.run("nm_matmul", kernels, x, packed, floating, named=named, chosen=chosen)

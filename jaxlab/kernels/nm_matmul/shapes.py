@@ -4,11 +4,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxlab.kernels.packing import FORMATS, Planar
+from jaxlab.kernels.packing_nm import LANES, PIECE, PLANAR_WIDTH, Layout, PackedNM, layout_of
 from jaxlab.kernels.plan import Config, Plan, steps_of
+
+# Words of a row that shared memory is swizzled by, at the least.
+_WORDS = 16
 
 
 class Problem(NamedTuple):
-    """A product's sizes: (rows, k) with (n_out, k), of which n of every m are kept."""
+    """A product's sizes: (rows, k) with (n_out, k), of which n of every m blocks are kept.
+
+    `kind` is that of planar values, "" for bfloat16; `scaled` is how many k share a scale, 0 where
+    a whole row of W does, or there is none.
+    """
 
     rows: int
     n_out: int
@@ -16,13 +24,20 @@ class Problem(NamedTuple):
     n: int
     m: int
     block: int
-    kind: str
-    width: int
+    kind: str = ""
+    scaled: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """How the weights are stored."""
+        return layout_of(self.n, self.m, self.block, self.k)
 
     @property
     def family(self) -> str:
         """What is measured together."""
-        return f"{self.n}:{self.m}/{self.kind}/w{self.width}"
+        block = f"/block{self.block}" if self.block > 1 else ""
+        kind = f"/{self.kind}/g{self.scaled}" if self.kind else ""
+        return f"{self.n}:{self.m}{block}{kind}"
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -35,22 +50,29 @@ class Problem(NamedTuple):
         return f"{self.family}/{self.n_out}x{self.k}/b{steps_of(self.rows)}"
 
     @property
-    def codes(self) -> int:
-        """Groups of a row in one block of codes."""
-        return FORMATS[self.kind].fields * self.width
+    def tiles(self) -> int:
+        """Tiles of the layout to a block of the kernel: the fewest with codes to copy, and whole
+        groups of scales.
+        """
+        layout, scaled = self.layout, self.scaled
+        enough = (t for t in (1, 2, 4, 8) if t * layout.words % _WORDS == 0)
+        return next((t for t in enough if not scaled or t * layout.tile % scaled == 0), 1)
 
     @property
     def plan(self) -> Plan:
         """As the kernel has it."""
+        layout, tiles = self.layout, self.tiles
+        columns = tiles * layout.tile
+        fields = FORMATS[self.kind].fields if self.kind else 1
         return Plan(
             rows=self.rows,
             n=self.n_out,
-            blocks=self.k // (self.codes * self.m),
-            x_columns=self.codes * self.m,
-            width=self.width,
-            w_columns=(*(self.codes,) * self.n, self.width),
-            w_bits=(16,) * (self.n + 1),
-            groups=0,
+            blocks=self.k // columns if columns else 0,
+            x_columns=columns,
+            width=PIECE,
+            w_columns=(tiles * layout.values // fields, tiles * layout.words),
+            w_bits=(16, 16),
+            groups=columns // self.scaled if self.scaled else 0,
         )
 
     def cut(self, stored: Mapping[str, Any] | None) -> Config:
@@ -58,16 +80,28 @@ class Problem(NamedTuple):
         return self.plan.cut(stored)
 
 
-def problem_of(rows: int, code: Planar, n: int, m: int, block: int) -> Problem:
-    """The problem of `rows` of x with planes of these codes."""
-    n_out, groups = code.shape
-    return Problem(rows, n_out, groups * m * block, n, m, block, code.kind, code.width)
+def problem_of(rows: int, packed: PackedNM, groups: int = 1) -> Problem:
+    """The problem of `rows` of x with packed weights, of so many groups of scales."""
+    n_out, k = packed.shape
+    kind = packed.values.kind if isinstance(packed.values, Planar) else ""
+    scaled = k // groups if groups > 1 else 0
+    return Problem(rows, n_out, k, packed.n, packed.m, packed.block, kind, scaled)
 
 
 def refuse(problem: Problem, config: Config) -> str:
     """Why the kernel does not take this, or nothing."""
-    if problem.block != 1:
-        return f"blocks of {problem.block} entries; it takes single ones"
-    if problem.k % (problem.codes * problem.m):
-        return f"k={problem.k} is no multiple of {problem.codes * problem.m}"
+    layout = problem.layout
+    if not layout.span:
+        return (
+            f"{problem.n}:{problem.m} in blocks of {problem.block} of k={problem.k}; it takes "
+            "m * block of 2 to 64, a power of two, and whole tiles of the layout"
+        )
+    if problem.k % problem.plan.x_columns:
+        return f"k={problem.k} is no multiple of {problem.plan.x_columns}"
+    if problem.kind and layout.values % (FORMATS[problem.kind].fields * PLANAR_WIDTH):
+        return f"values of kind {problem.kind!r}"
+    if problem.scaled and (
+        problem.scaled % (LANES * layout.span) or problem.plan.x_columns % problem.scaled
+    ):
+        return f"groups of {problem.scaled}; it takes multiples of {LANES * layout.span}"
     return problem.plan.refuse(config)

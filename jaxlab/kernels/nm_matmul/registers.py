@@ -1,0 +1,339 @@
+"""Kept values to dense weights, in 32-bit registers of two bfloat16 numbers.
+
+A lane holds whole groups (see `packing_nm`), so a register of two neighbouring dense weights comes
+from registers of the same lane: one of kept values, or a few, and one of codes. Three ways:
+
+  2:4      `prmt` picks each half from (v0, v1) or 0. Of a code two bits, 8 apart, times a constant
+           and plus another are the selector, as selectors count by their low 16 bits alone. For a
+           group: a shift; and, multiply-add, prmt for each of two registers: 7 instructions to 4
+           weights.
+  n:m      A value in the lowest quarter of 64 bits, shifted left by 16 (place - 4 j) of them, is
+           the registers 2 j and 2 j + 1 of the group: `shl` gives 0 from 64 on, and negative ones
+           are large. It is an instruction for each register. For a kept value these, a shift and
+           an and for the amount, m / 4 - 1 additions, and one for the quarter: 5 instructions to 4
+           weights at 1:4, 8 to 8 at 1:8; n times that, and or.
+  blocks   Of two entries or more: a register of the block where its place is that of the register,
+           or what was there. A comparison for each place, shared by the registers of a block, and
+           a select for each register and kept block: 1:m in blocks of 2 and of 16 take 2 and 1.1
+           instructions to two weights.
+
+Every instruction but the multiply-add runs at 64 lanes a cycle.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlab.kernels import _compat
+from jaxlab.kernels._compat import plgpu
+from jaxlab.kernels.packing_nm import LANES, PIECE, WORD, Layout
+from jaxlab.kernels.plan import TILE
+
+# Registers of a lane and row: of a piece, and of 64 columns of values.
+EACH = PIECE // (2 * LANES)
+# Of the lower and the upper register of a 2:4 group: the first of its bits of the code, and the
+# selector: factor, and what it is where both places are kept. A set first bit means that the place
+# nearer the end of the group is pruned, and moves the register's other place to the other value.
+_PAIRS = ((0, 0xDE44, 0x3210), (1, 0x1122, 0x1032))
+_PAIR_BITS = 0x0101
+
+
+class Operations(Protocol):
+    """What registers, or stand-ins for them, are built with."""
+
+    def zero(self) -> Any:
+        """Two zeros."""
+        ...
+
+    def shifted(self, register: Any, right: int) -> Any:
+        """Shifted right by 0 to 31 bits, or left by a negative number of them."""
+        ...
+
+    def masked(self, register: Any, mask: int) -> Any:
+        """Bitwise and."""
+        ...
+
+    def linear(self, register: Any, factor: int, plus: int) -> Any:
+        """`register * factor + plus`, the low 32 bits."""
+        ...
+
+    def permuted(self, register: Any, selector: Any) -> Any:
+        """PTX's `prmt` of the register and zero."""
+        ...
+
+    def moved(self, register: Any, left: Any) -> tuple[Any, Any]:
+        """PTX's `shl` of the register in the lower half of 64 bits: lower and upper half."""
+        ...
+
+    def either(self, a: Any, b: Any) -> Any:
+        """Bitwise or."""
+        ...
+
+    def where(self, register: Any, equals: int, a: Any, b: Any) -> Any:
+        """`a` where the register is that number, else `b`."""
+        ...
+
+
+def expand(
+    do: Operations,
+    layout: Layout,
+    values: Callable[[int], Any],
+    codes: Callable[[int], Any],
+    piece: int,
+) -> list[Any]:
+    """The registers of one piece of 64 dense columns, in one lane and row.
+
+    Args:
+      do: the operations.
+      layout: of the weights.
+      values: by number, the lane's registers of kept values, of one tile.
+      codes: likewise of codes.
+      piece: of the tile.
+    """
+    first = piece * 2 * EACH
+    build = functools.cache(functools.partial(_build(layout), do, layout, values))
+
+    @functools.cache
+    def code(group: int, bit: int) -> Any:
+        word, at = divmod(group, WORD // layout.bits)
+        return do.shifted(codes(word // 2), WORD * (word % 2) + layout.shift(at) - bit)
+
+    registers = []
+    for j in range(EACH):
+        group, entry = divmod(first + 2 * j, layout.group)
+        registers.append(build(code, group, entry // 4)[entry // 2 % 2])
+    return registers
+
+
+def _build(layout: Layout) -> Callable[..., Any]:
+    """What makes the registers 2 j and 2 j + 1 of a group."""
+    if layout.parts == 2:
+        return _permuted
+    return _moved if layout.block == 1 else _chosen
+
+
+def _permuted(do: Operations, layout: Layout, values: Any, code: Any, group: int, j: int) -> Any:
+    def register(first: int, factor: int, both: int) -> Any:
+        bits = do.masked(code(group, 0), _PAIR_BITS << first)
+        return do.permuted(values(group), do.linear(bits, factor, both))
+
+    return [register(*pair) for pair in _PAIRS]
+
+
+def _moved(do: Operations, layout: Layout, values: Any, code: Any, group: int, j: int) -> Any:
+    bits = _place_bits(layout)
+    parts = []
+    for p in range(layout.n):
+        at = group * layout.n + p
+        both = values(at // 2)
+        value = do.shifted(both, WORD) if at % 2 else do.masked(both, 2**WORD - 1)
+        # 16 times the place: four bits further left.
+        left = do.masked(code(group, 4 - bits * p), (2**bits - 1) << 4)
+        left = do.linear(left, 1, -4 * WORD * j) if j else left
+        parts.append(do.moved(value, left))
+    return [functools.reduce(do.either, halves) for halves in zip(*parts, strict=True)]
+
+
+def _chosen(do: Operations, layout: Layout, values: Any, code: Any, group: int, j: int) -> Any:
+    bits = _place_bits(layout)
+
+    def register(entry: int) -> Any:
+        place, inner = divmod(entry, layout.block)
+        total = do.zero()
+        for p in range(layout.n):
+            value = values(((group * layout.n + p) * layout.block + inner) // 2)
+            found = do.masked(code(group, -bits * p), 2**bits - 1)
+            total = do.where(found, place, value, total)
+        return total
+
+    return [register(4 * j), register(4 * j + 2)]
+
+
+def _place_bits(layout: Layout) -> int:
+    return max(1, (layout.m - 1).bit_length())
+
+
+def piece_of(
+    layout: Layout,
+    fields: Sequence[jax.Array],
+    code: jax.Array,
+    tile: int,
+    piece: int,
+    *,
+    compiled: bool,
+) -> jax.Array:
+    """A piece of 64 dense columns, (64, 64), in bfloat16.
+
+    Args:
+      layout: of the weights.
+      fields: kept values in bfloat16: one array of a block's, or of `Planar` ones each field.
+      code: uint16, the block's words.
+      tile: of the block.
+      piece: of the tile.
+      compiled: whether this is a Mosaic GPU kernel, with all in the layout of products.
+    """
+
+    def build(do: Operations, field_of: list[Callable[[int], Any]], code_of: Any) -> list[Any]:
+        def value(number: int) -> Any:
+            # Field p of 16 words is 16 columns of values: two registers of a lane.
+            number += tile * layout.values // (2 * LANES)
+            block, inner = divmod(number, 2 * len(field_of))
+            field, half = divmod(inner, 2)
+            return field_of[field](2 * block + half)
+
+        def words(number: int) -> Any:
+            return code_of(tile * layout.words // (2 * LANES) + number)
+
+        return expand(do, layout, functools.cache(value), words, piece)
+
+    return (_compiled if compiled else _emulated)(build, fields, code)
+
+
+class _Emulated:
+    """The operations on uint32 arrays."""
+
+    def zero(self) -> jax.Array:
+        return jnp.uint32(0)
+
+    def shifted(self, register: jax.Array, right: int) -> jax.Array:
+        by = jnp.uint32(abs(right))
+        return register >> by if right >= 0 else register << by
+
+    def masked(self, register: jax.Array, mask: int) -> jax.Array:
+        return register & jnp.uint32(mask)
+
+    def linear(self, register: jax.Array, factor: int, plus: int) -> jax.Array:
+        return register * jnp.uint32(factor) + jnp.uint32(plus % 2**32)
+
+    def permuted(self, register: jax.Array, selector: jax.Array) -> jax.Array:
+        total = jnp.zeros_like(register)
+        for at in range(4):
+            number = (selector >> jnp.uint32(4 * at)) & jnp.uint32(7)
+            byte = (register >> (jnp.uint32(8) * (number & jnp.uint32(3)))) & jnp.uint32(255)
+            byte = jnp.where(number < 4, byte, jnp.zeros_like(byte))
+            total = total | (byte << jnp.uint32(8 * at))
+        return total
+
+    def moved(self, register: jax.Array, left: jax.Array) -> tuple[jax.Array, jax.Array]:
+        by, nothing = left & jnp.uint32(31), jnp.zeros_like(register)
+        lower = jnp.where(left < 32, register << by, nothing)
+        # What crosses the middle: register >> (32 - by), in two steps as by may be 0.
+        crossing = (register >> jnp.uint32(1)) >> (jnp.uint32(31) - by)
+        upper = jnp.where(left < 32, crossing, register << by)
+        return lower, jnp.where(left < 64, upper, nothing)
+
+    def either(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        return a | b
+
+    def where(self, register: jax.Array, equals: int, a: Any, b: Any) -> jax.Array:
+        return jnp.where(register == jnp.uint32(equals), a, b)
+
+
+def _emulated(build: Any, fields: Sequence[jax.Array], code: jax.Array) -> jax.Array:
+    def registers(x: jax.Array) -> Callable[[int], jax.Array]:
+        # (rows, registers, lanes), as the layout of products deals columns.
+        pairs = x.reshape(x.shape[0], -1, LANES, 2)
+        words = lax.bitcast_convert_type(pairs, jnp.uint32)
+        return lambda number: words[:, number]
+
+    out = build(_Emulated(), [registers(f) for f in fields], registers(code))
+    pairs = lax.bitcast_convert_type(jnp.stack(out, axis=1), jnp.bfloat16)
+    return pairs.reshape(code.shape[0], PIECE)
+
+
+class _Instructions:
+    """The operations on 32-bit MLIR values."""
+
+    def zero(self) -> Any:
+        return _constant(0)
+
+    def shifted(self, register: Any, right: int) -> Any:
+        return _compat.shifted(register, right)
+
+    def masked(self, register: Any, mask: int) -> Any:
+        return _arith().andi(register, _constant(mask))
+
+    def linear(self, register: Any, factor: int, plus: int) -> Any:
+        scaled = _arith().muli(register, _constant(factor)) if factor != 1 else register
+        return _arith().addi(scaled, _constant(plus))
+
+    def permuted(self, register: Any, selector: Any) -> Any:
+        return _assembly("prmt.b32 $0, $1, 0, $2;", "=r,r,r", register, selector)
+
+    def moved(self, register: Any, left: Any) -> tuple[Any, Any]:
+        # Not LLVM's shift, whose result is undefined from 64 bits on.
+        from jax.experimental.mosaic.gpu import utils
+        from jaxlib.mlir import ir
+
+        arith, word = _arith(), ir.IntegerType.get_signless(32)
+        wide = ir.IntegerType.get_signless(64)
+        both = _assembly("shl.b64 $0, $1, $2;", "=l,l,r", arith.extui(wide, register), left)
+        upper = arith.shrui(both, utils.c(32, wide))
+        return arith.trunci(word, both), arith.trunci(word, upper)
+
+    def either(self, a: Any, b: Any) -> Any:
+        return _arith().ori(a, b)
+
+    def where(self, register: Any, equals: int, a: Any, b: Any) -> Any:
+        found = _arith().cmpi(_arith().CmpIPredicate.eq, register, _constant(equals))
+        return _arith().select(found, a, b)
+
+
+def _arith() -> Any:
+    from jaxlib.mlir.dialects import arith
+
+    return arith
+
+
+def _constant(value: int) -> Any:
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+
+    # Signed, as MLIR's bindings want numbers of 32 bits.
+    signed = (value + 2**31) % 2**32 - 2**31
+    return utils.c(signed, ir.IntegerType.get_signless(32))
+
+
+def _assembly(code: str, constraints: str, a: Any, b: Any) -> Any:
+    """PTX from `$1` and `$2` to `$0`, which is like `$1`."""
+    from jaxlib.mlir.dialects import llvm
+
+    return llvm.inline_asm(a.type, [a, b], code, constraints)
+
+
+def _compiled(build: Any, fields: Sequence[jax.Array], code: jax.Array) -> jax.Array:
+    from jax.experimental.mosaic.gpu import fragmented_array, utils
+    from jaxlib.mlir import ir
+
+    layout = plgpu.Layout.WGMMA
+    rows = code.shape[0]
+    result = plgpu.ShapeDtypeStruct((rows, PIECE), jnp.bfloat16, layout=layout)
+
+    @plgpu.inline_mgpu(arg_types=(layout,) * (len(fields) + 1), return_type=result)
+    def rebuilt(_: Any, *arrays: Any) -> Any:
+        word = ir.IntegerType.get_signless(32)
+        pair = ir.VectorType.get((2,), ir.BF16Type.get())
+        to = arrays[0].layout
+        out = np.empty(to.registers_shape((rows, PIECE)), dtype=object)
+
+        def by_rows(registers: Any) -> Any:
+            # (64 rows, 8 columns, the rows that a lane has of them)
+            return registers.reshape((rows // TILE, -1, 2))
+
+        def of(array: Any, *row: int) -> Callable[[int], Any]:
+            found = by_rows(array.registers)[row[0], :, row[1]]
+            return lambda number: utils.bitcast(found[number], word)
+
+        for row in itertools.product(range(rows // TILE), range(2)):
+            *values, codes = (of(array, *row) for array in arrays)
+            for at, register in enumerate(build(_Instructions(), values, codes)):
+                by_rows(out)[row[0], at, row[1]] = utils.bitcast(register, pair)
+        return fragmented_array.FragmentedArray(_registers=out, _layout=to, _is_signed=None)
+
+    return rebuilt(*fields, code)
