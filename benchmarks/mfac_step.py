@@ -158,7 +158,7 @@ def formulations(m: int, dtype: str, found: dict[str, Any], keep: Callable[[], A
         cases[f"combination {name}, largest"] = (forms, alone, win, weights)
     system = lambda win, a: solve(win.gram, m * jnp.float32(_DAMP.value), a)  # noqa: E731
     cases["system"] = (products.Forms(), system, win, weights)
-    cases = {name: case for name, case in cases.items() if name not in found}
+    cases = {name: case for name, case in cases.items() if isinstance(found.get(name, ""), str)}
     made = compiled(cases, dtype)
     full, grads = make(), {k: jnp.ones(v.shape) for k, v in like.items()}
     for name, program in made.items():
@@ -173,7 +173,7 @@ def formulations(m: int, dtype: str, found: dict[str, Any], keep: Callable[[], A
         f"step {'/'.join(forms)}": (forms, step, win, like)
         for forms in (products.ON_GPU.get(dtype, products.Forms()), best)
     }
-    steps = {name: case for name, case in steps.items() if name not in found}
+    steps = {name: case for name, case in steps.items() if isinstance(found.get(name, ""), str)}
     for name, program in compiled(steps, dtype, donate_argnums=0).items():
         if not isinstance(program, str):
             holder = [full]
@@ -202,7 +202,8 @@ def compiled(cases: dict[str, Any], dtype: str, **how: Any) -> dict[str, Any]:
         with mock.patch.dict(products.ON_GPU, {dtype: forms}):
             # A function of its own: what was traced for another form is not this one's.
             lowered[name] = jax.jit(lambda *args, f=function: f(*args), **how).lower(*shapes)
-    with ThreadPoolExecutor(8) as pool:
+    # XLA tries its kernels on arrays of the largest parameter's rows: more at once do not fit.
+    with ThreadPoolExecutor(3) as pool:
         return dict(zip(lowered, pool.map(one, lowered.values()), strict=True))
 
 

@@ -54,7 +54,8 @@ def test_scalars_and_empty_leaves(shape):
 
 
 @pytest.mark.parametrize(
-    ("products", "combination"), [("together_4", "strands_4"), ("parts", "parts")]
+    ("products", "combination"),
+    [("together_4", "strands_4"), ("parts", "parts"), ("parts_8", "parts"), ("parts_each", "sums")],
 )
 def test_a_float32_vector_loses_nothing_to_rows_of_bfloat16(products, combination):
     rows, x = draw(0, (8, 5, 16), jnp.bfloat16), draw(1, (5, 16), jnp.float32)
