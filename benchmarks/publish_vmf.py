@@ -65,6 +65,9 @@ def _facts(cells: dict[str, list[Any]], of: str) -> dict[str, str]:
 
 _SHARES = (0.39, 0.24, 0.09, 0.0)
 _RUN = ("python benchmarks/vmf_fit.py", "vmf_fit")
+# A machine may have run some kinds of cells only.
+_FIT, _RATIO, _DIGITS = ("fit 32768 100000 2",), ("ratio 131072",), ("digits 32768 1 2",)
+_MIXTURE = "mixture 2048 100 100000"
 VMF_CLAIMS = [
     Claim(
         "A fit in 2048, 8192 and 32768 dimensions succeeds at every concentration from 100 to 1e5, "
@@ -76,6 +79,7 @@ VMF_CLAIMS = [
             2 * sum(c["scipy"] is None for c in _fits(r)) > len(_fits(r))
             and all(0 < c["ours"] < float("inf") for c in _fits(r))
         ),
+        _FIT,
     ),
     Claim(
         "The ratio of scipy's Bessel functions is finite for 39, 24, 9 and 0 % of concentrations "
@@ -90,6 +94,7 @@ VMF_CLAIMS = [
             )
             and all(c["ours"] == 1 for c in single(r, "ratio").values())
         ),
+        _RATIO,
     ),
     Claim(
         "The fit's likelihood is at least that of Banerjee's approximation in every cell",
@@ -97,6 +102,7 @@ VMF_CLAIMS = [
         lambda r: f"gained, by point: {min(c['gain'] for c in _fits(r)):.1e} to "
         f"{max(c['gain'] for c in _fits(r)):.1e} nats",
         lambda r: verdict(min(c["gain"] for c in _fits(r)) >= 0),
+        _FIT,
     ),
     Claim(
         "The fitted concentration is within 3 standard errors of the true one in every cell "
@@ -106,6 +112,7 @@ VMF_CLAIMS = [
         "dimensions than points the mean is long by chance, and maximum likelihood biased; with "
         f"the mean direction known, {_worst_error(r, 'known_mean'):.1f}",
         lambda r: verdict(_worst_error(r, "ours") < 3),
+        _FIT,
     ),
     Claim(
         "Every log-likelihood of held-out digits is finite in 2048, 8192 and 32768 dimensions",
@@ -117,6 +124,7 @@ VMF_CLAIMS = [
         lambda r: verdict(
             all(c["finite"] == 1 for seeds in _digits(r, "1").values() for c in seeds)
         ),
+        _DIGITS,
     ),
     Claim(
         "One distribution a class classifies digits in random dimensions better than the nearest "
@@ -129,5 +137,15 @@ VMF_CLAIMS = [
                 for seeds in _digits(r, "1").values()
             )
         ),
+        _DIGITS,
+    ),
+    Claim(
+        "A mixture of 100 distributions in 2048 dimensions is fitted to 1e5 points by EM without "
+        "a value that is not finite",
+        "ours", f"{_RUN[0]} --only=mixture --mixture=2048,100,100000", _RUN[1],
+        lambda r: f"{r['cells'][_MIXTURE]['clusters_found']} of 100 clusters found in "
+        f"{r['cells'][_MIXTURE]['seconds']:.1f} s, 20 steps",
+        lambda r: verdict(r["cells"][_MIXTURE]["finite"]),
+        (_MIXTURE,),
     ),
 ]  # fmt: skip

@@ -1,13 +1,15 @@
 """log Bessel functions: accuracy and time beside the published scheme, SciPy and logbesselk.
 
-    python benchmarks/special.py                 # a GPU: 1e6 and 1e7 elements
+    python benchmarks/special.py                 # a GPU: 1e6, 1e7 and 1e8 elements
     python benchmarks/special.py --small         # a CPU: 1e5
     python benchmarks/special.py --minutes=3     # begin no cell after them; the same again goes on
+    python benchmarks/special.py --only="time log_iv order 1023"   # cells whose keys begin so
 
 The floor is reading both arguments and writing the value at the bandwidth of a copy, measured in
-the same run; SciPy runs on one core. SciPy and logbesselk (`pip install logbesselk`) are compared
-where they are installed; on a CPU logbesselk takes a millisecond an element, and gets few. The
-orders of "array of large orders" are an array, 30 to 300, and ours is told so by `least=30`.
+the same run; SciPy runs on one core of the host. SciPy and logbesselk (`pip install logbesselk`)
+are compared where they are installed; on a CPU logbesselk takes a millisecond an element, and gets
+few. The orders of "array of large orders" are an array, 30 to 300, and ours is told so by
+`least=30`.
 """
 
 import functools
@@ -29,12 +31,14 @@ from jaxlab.special.bessel.reference import extended
 
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
 _MINUTES = flags.DEFINE_float("minutes", 30.0, "No cell is begun after these.")
+_ONLY = flags.DEFINE_string("only", "", "Cells whose keys begin so.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of everything.")
 _SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU.")
 _POINTS = 20_000
 # Of a peer that is slow on a CPU.
 _FEW = 2_000
 _LEAST = 30.0
+_MOST_OF_PEERS = 10_000_000
 _ROUND_SECONDS = 0.02
 _MOST_CALLS = 64
 
@@ -154,8 +158,7 @@ def bandwidth(n: int) -> float:
 
 def cells() -> dict[str, Callable[[], dict[str, Any]]]:
     """By key, in the order in which they are run."""
-    cpu = jax.devices()[0].platform == "cpu"
-    sizes = (100_000,) if _SMALL.value else (1_000_000, 10_000_000)
+    sizes = (100_000,) if _SMALL.value else (1_000_000, 10_000_000, 100_000_000)
     made: dict[str, Callable[[], dict[str, Any]]] = {}
     for dtype in ("float64", "float32"):
         for method in ("auto", "paper"):
@@ -163,7 +166,7 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
                 made[f"accuracy {name} {dtype} {method}"] = lambda a=(name, dtype, method): (
                     accuracy(*a)
                 )
-    peers = [p for p in _PEERS if importlib.util.find_spec(p) and (cpu or p != "scipy")]
+    peers = [p for p in _PEERS if importlib.util.find_spec(p)]
     for dtype in ("float64", "float32"):
         for peer in peers:
             for name in VALUES if peer == "scipy" else VALUES[1:]:
@@ -171,13 +174,16 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
     for n in sizes:
         for dtype in ("float64", "float32"):
             for kind in ARGUMENTS:
-                wanted = [(name, "auto") for name in (*VALUES, *DERIVATIVES)]
-                # The others take up to seconds; the first size shows them.
-                small = n == sizes[0]
-                wanted += [(name, "paper") for name in VALUES if small and kind in ARGUMENTS[:3]]
-                wanted += [(name, "scipy") for name in VALUES if "scipy" in peers]
+                first, largest = n == sizes[0], n > _MOST_OF_PEERS
+                wanted = [
+                    (name, "auto") for name in (VALUES if largest else (*VALUES, *DERIVATIVES))
+                ]
+                if not largest and kind in ARGUMENTS[:3]:
+                    wanted += [(name, "paper") for name in VALUES]
+                # These take up to seconds; the first size shows them.
+                wanted += [(name, "scipy") for name in VALUES if first and "scipy" in peers]
                 found = [(name, n, peer) for name, peer in wanted]
-                if small and "logbesselk" in peers:
+                if first and "logbesselk" in peers:
                     few = _FEW if _SMALL.value else n
                     found += [("log_kv", few, peer) for peer in ("auto", "logbesselk")]
                 for name, count, peer in found:
@@ -195,7 +201,8 @@ def main(argv: list[str]) -> None:
     with jax.enable_x64(True):
         result = load(name, _FOLDER.value) or {"cells": {}}
         result.setdefault("bandwidth", bandwidth(2**22 if _SMALL.value else 2**27))
-        missing = {k: make for k, make in cells().items() if k not in result["cells"]}
+        wanted = {k: make for k, make in cells().items() if k.startswith(_ONLY.value)}
+        missing = {k: make for k, make in wanted.items() if k not in result["cells"]}
         for number, (key, make) in enumerate(missing.items(), 1):
             minutes = (time.perf_counter() - began) / 60
             if minutes > _MINUTES.value:

@@ -134,18 +134,22 @@ def mixture_cell(p: int, components: int, points: int, steps: int = 20) -> dict[
     kappa = jnp.geomspace(p / 4, 8 * p, components, dtype=jnp.float32)
     y = vmf_sample(keys[1], axes, kappa, (points // components,)).reshape(-1, p)
     mixture = vmf_mixture_init(keys[2], y, components)
-    step = jax.jit(vmf_mixture_step)
+    step = jax.jit(vmf_mixture_step).lower(y, mixture).compile()
     trace, finite = [], True
+    jax.block_until_ready(mixture)
+    began = time.perf_counter()
     for _ in range(steps):
         mixture, likelihood = step(y, mixture)
         trace.append(float(likelihood))
         finite &= bool(jnp.all(jnp.isfinite(mixture.kappa)))
+    seconds = time.perf_counter() - began
     found = jnp.max(mixture.mu @ axes.T, axis=0)
     return {
         "trace": trace,
         "finite": finite and bool(np.all(np.isfinite(trace))),
         "clusters_found": int(jnp.sum(found > 0.9)),
         "clusters": components,
+        "seconds": seconds,
     }
 
 

@@ -69,19 +69,22 @@ def _classes(result: Any, kind: str, of: str, outside: str) -> str:
 
 def vmf_page() -> str:
     """What stands between the markers of the page."""
-    record = stored("vmf_fit")[0]
-    result = record["result"]
+    records = stored("vmf_fit")
+    record, result = records[0], records[0]["result"]
     ratios = [
         [p, f"{c['scipy']:.0%}", f"{c['ours']:.0%}"] for p, c in single(result, "ratio").items()
     ]
     mixtures = [
         [
+            machine(of),
             *name.split(),
             f"{cell['trace'][0]:.1f} to {cell['trace'][-1]:.1f}",
             f"{cell['clusters_found']} of {cell['clusters']}",
             "yes" if cell["finite"] else "no",
+            f"{cell['seconds']:.1f}" if "seconds" in cell else "",
         ]
-        for name, cell in single(result, "mixture").items()
+        for of in records
+        for name, cell in single(of["result"], "mixture").items()
     ]
     return "\n\n".join(
         [
@@ -95,9 +98,18 @@ def vmf_page() -> str:
             _classes(result, "digits", "p", "permuted pixels"),
             "Modules of the standard library by embeddings of docstrings, 384 dimensions:",
             _classes(result, "docstrings", "modules", "code"),
-            "Mixtures by EM in float32, 20 steps:",
+            "Mixtures by EM in float32, 20 steps; seconds are without compiling:",
             table(
-                ["p", "components", "points", "mean log-likelihood", "clusters found", "finite"],
+                [
+                    "machine",
+                    "p",
+                    "components",
+                    "points",
+                    "mean log-likelihood",
+                    "clusters found",
+                    "finite",
+                    "seconds",
+                ],
                 mixtures,
             ),
         ]

@@ -1,7 +1,7 @@
 """Logarithms of modified Bessel functions.
 
 `functions` is what is public; `regions` chooses between `debye`, `series` and `integral`;
-`published` is the scheme that others use.
+`logarithm` serves `debye`; `published` is the scheme that others use.
 """
 
 from jaxlab.special.bessel.functions import (

@@ -3,6 +3,8 @@
 Source: NIST Digital Library of Mathematical Functions, 10.41 (Debye's expansions, F. W. J. Olver).
 With p = hypot(v, x) and q = (v / p)^2 their sums are polynomials W_k(q) over powers of p. Written
 so they have no singularity at v = 0, where they are Hankel's expansions: one formula serves both.
+Their logarithms are such sums, too, with polynomials D_k(q); so no logarithm of a sum is taken, and
+no derivative is a quotient.
 """
 
 from fractions import Fraction
@@ -12,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxlab.special.bessel.logarithm import Logarithm, log_quotient
 
 
 @cache
@@ -36,38 +40,80 @@ def debye_polynomials(terms: int) -> tuple[tuple[Fraction, ...], ...]:
 
 
 @cache
+def log_polynomials(terms: int) -> tuple[tuple[Fraction, ...], ...]:
+    """D_0 .. D_terms, where `log sum_k W_k(q) h^k = sum_k D_k(q) h^k`.
+
+    >>> [str(c) for c in log_polynomials(2)[2]]
+    ['1/16', '-3/8', '5/16']
+    """
+    w = debye_polynomials(terms)
+    found: list[tuple[Fraction, ...]] = [(Fraction(0),)]
+    for k in range(1, terms + 1):
+        # Of the derivative in h: k W_k is the sum of j D_j W_(k-j).
+        new = [k * c for c in w[k]]
+        for j in range(1, k):
+            for a, d in enumerate(found[j]):
+                for b, c in enumerate(w[k - j]):
+                    new[a + b] -= j * d * c
+        found.append(tuple(c / k for c in new))
+    return tuple(found)
+
+
+@cache
+def _largest(terms: int) -> tuple[float, ...]:
+    """The largest of |D_0| .. |D_terms| over q in [0, 1]."""
+    q = np.linspace(0, 1, 201)
+    rows = (np.polyval([float(c) for c in reversed(d)], q) for d in log_polynomials(terms))
+    return tuple(float(np.max(np.abs(row))) for row in rows)
+
+
+def terms_above(least: float, error: float, most: int) -> int:
+    """Terms of the logarithm's expansion whose successors are below `error` for p above `least`.
+
+    Never more than `most`.
+
+    >>> terms_above(1e3, 1e-16, 14), terms_above(1e5, 1e-16, 14), terms_above(26.0, 1e-16, 14)
+    (5, 2, 14)
+    """
+    largest = _largest(most + 1)
+    following = (2 * largest[k + 1] / least ** (k + 1) for k in range(1, most))
+    return next((k for k, size in enumerate(following, 1) if size < error), most)
+
+
+@cache
 def slopes_along_x(terms: int) -> tuple[tuple[Fraction, ...], ...]:
-    """C_0 .. C_terms, where d/dx W_k(q) p^-k = -s C_k(q) p^-(k+1), s = x / p.
+    """C_0 .. C_terms, where d/dx D_k(q) p^-k = -s C_k(q) p^-(k+1), s = x / p.
 
     >>> [str(c) for c in slopes_along_x(1)[1]]
     ['1/8', '-5/8']
     """
-    # C_k = k W_k + 2 q W_k'.
+    # C_k = k D_k + 2 q D_k'.
     return tuple(
-        tuple(c * (k + 2 * j) for j, c in enumerate(w))
-        for k, w in enumerate(debye_polynomials(terms))
+        tuple(c * (k + 2 * j) for j, c in enumerate(d))
+        for k, d in enumerate(log_polynomials(terms))
     )
 
 
 @cache
 def slopes_along_v(terms: int) -> tuple[tuple[Fraction, ...], ...]:
-    """B_0 .. B_terms, where d/dv W_k(q) p^-k = c B_k(q) p^-(k+1), c = v / p.
+    """B_0 .. B_terms, where d/dv D_k(q) p^-k = c B_k(q) p^-(k+1), c = v / p.
 
     >>> [str(c) for c in slopes_along_v(1)[1]]
     ['-13/24', '5/8']
     """
-    # B_k = -k W_k + 2 (1 - q) W_k' = 2 W_k' - C_k.
+    # B_k = -k D_k + 2 (1 - q) D_k' = 2 D_k' - C_k.
     found = []
-    for w, along in zip(debye_polynomials(terms), slopes_along_x(terms), strict=True):
-        slope = (*(2 * (j + 1) * c for j, c in enumerate(w[1:])), Fraction(0))
+    for d, along in zip(log_polynomials(terms), slopes_along_x(terms), strict=True):
+        slope = (*(2 * (j + 1) * c for j, c in enumerate(d[1:])), Fraction(0))
         found.append(tuple(a - b for a, b in zip(slope, along, strict=True)))
     return tuple(found)
 
 
 class Polar(NamedTuple):
-    """A point (v, x) as p = hypot(v, x), c = v / p and s = x / p."""
+    """A point (v, x) as p = hypot(v, x), 1 / p, c = v / p and s = x / p."""
 
     p: jax.Array
+    inverse: jax.Array
     c: jax.Array
     s: jax.Array
 
@@ -76,61 +122,71 @@ class Polar(NamedTuple):
 def polar(v: jax.Array, x: jax.Array) -> Polar:
     """The polar form of v >= 0 and x > 0, for all that floating-point numbers hold.
 
-    >>> [float(part) for part in polar(jnp.array(3.0), jnp.array(4.0))]
-    [5.0, 0.6000000238418579, 0.800000011920929]
+    What would be nearly subnormal of 1 / p, c and s may be 0.
+
+    >>> [round(float(part), 6) for part in polar(jnp.array(3.0), jnp.array(4.0))]
+    [5.0, 0.2, 0.6, 0.8]
     """
-    large, small = jnp.maximum(v, x), jnp.minimum(v, x)
-    ratio = small / large
-    root = jnp.sqrt(1 + ratio * ratio)
-    along = 1 / root
-    across = ratio * along
-    return Polar(large * root, jnp.where(v > x, along, across), jnp.where(v > x, across, along))
+    # Powers of two, by which no square over- or underflows. Of one order that is known while
+    # compiling, they are but one comparison; a quotient of both would be a division.
+    half = jnp.finfo(v.dtype).maxexp // 2
+    bound, shift = float(2.0 ** (half - 12)), float(2.0 ** (half + 12))
+    large, small = (v > bound) | (x > bound), (v < 1 / bound) & (x < 1 / bound)
+    one = jnp.ones_like(v)
+    scale = jnp.where(large, one / shift, jnp.where(small, one * shift, one))
+    back = jnp.where(large, one * shift, jnp.where(small, one / shift, one))
+    v, x = v * scale, x * scale
+    square = v * v + x * x
+    inverse = jax.lax.rsqrt(square)
+    return Polar(square * inverse * back, inverse * scale, v * inverse, x * inverse)
 
 
 @polar.defjvp
 def _polar_jvp(primals, tangents):
-    p, c, s = polar(*primals)
+    p, inverse, c, s = polar(*primals)
     dv, dx = tangents
     # Differences of nearly equal numbers would appear if each quotient were differentiated.
-    turn = (s * dv - c * dx) / p
-    return Polar(p, c, s), Polar(c * dv + s * dx, s * turn, -c * turn)
+    turn, along = (s * dv - c * dx) * inverse, c * dv + s * dx
+    change = Polar(along, -along * inverse * inverse, s * turn, -c * turn)
+    return Polar(p, inverse, c, s), change
 
 
 @jax.custom_jvp
 def secant(v: jax.Array, x: jax.Array) -> jax.Array:
     """hypot(v, x) / x, which is finite also where x / hypot(v, x) underflows."""
-    p, _, _ = polar(v, x)
-    return p / x
+    return polar(v, x).p / x
 
 
 @secant.defjvp
 def _secant_jvp(primals, tangents):
     v, x = primals
     dv, dx = tangents
-    _, c, _ = polar(v, x)
-    return secant(v, x), c / x * (dv - v * (dx / x))
+    return secant(v, x), polar(v, x).c / x * (dv - v * (dx / x))
 
 
 @jax.custom_jvp
 def asinh_ratio(v: jax.Array, x: jax.Array) -> jax.Array:
-    """asinh(v / x), also where the quotient overflows."""
-    _, c, s = polar(v, x)
-    # (v + p - x) / x, with no difference; asinh(v / x) = log1p of it.
-    over = (v / x) * (1 + c / (1 + s))
-    # Where v / x may overflow, it is the logarithm of 2 v / x, whose exponents are apart.
-    far = v > float(2.0 ** (jnp.finfo(v.dtype).maxexp - 24)) * x
-    (v, of_v), (x, of_x) = jnp.frexp(v), jnp.frexp(x)
-    shift = (of_v - of_x).astype(v.dtype) * np.log(2).astype(v.dtype)
-    found = jnp.log1p(jnp.where(far, 2 * (v / x) - 1, over))
-    return jnp.where(far, shift + found, found)
+    """asinh(v / x), also where the quotient overflows, for x that is not subnormal."""
+    log = _log_half_angle(v, x, polar(v, x).p)
+    return log.by(log.above / log.below)
+
+
+def _log_half_angle(v: jax.Array, x: jax.Array, p: jax.Array) -> Logarithm:
+    """The logarithm of (v + p) / x, without that quotient."""
+    log = log_quotient(v + p, x, 2 * v + x)
+    near = log.n == 0
+    # There it is 2 atanh(v / (p + x)): the difference would lose digits for small v / x. Parts of
+    # both are finite where they are not.
+    above = jnp.where(near, v / 8, log.above)
+    return Logarithm(above, jnp.where(near, p / 8 + x / 8, log.below), log.n)
 
 
 @asinh_ratio.defjvp
 def _asinh_ratio_jvp(primals, tangents):
     v, x = primals
     dv, dx = tangents
-    p, c, _ = polar(v, x)
-    return asinh_ratio(v, x), dv / p - c * (dx / x)
+    _, inverse, c, _ = polar(v, x)
+    return asinh_ratio(v, x), dv * inverse - c * (dx / x)
 
 
 def debye_sum(
@@ -163,37 +219,36 @@ def log_uniform(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool)
       v: orders, 0 or more.
       x: positive, of v's shape and dtype.
       sign: which function.
-      terms: of the sum.
+      terms: of the sum's logarithm.
       scaled: whether x is taken from log I, or added to log K, without a difference of large
         numbers.
 
     Returns:
       Of v's shape and dtype.
     """
-    p, c, s = polar(v, x)
-    rest = v * asinh_ratio(v, x)
+    p, inverse, c, s = polar(v, x)
+    slant, length = _log_half_angle(v, x, p), log_quotient(p, jnp.ones_like(p), v + x)
+    # One division for both.
+    shared = 1 / (slant.below * length.below)
+    rest = v * slant.by(slant.above * length.below * shared)
+    log_p = length.by(length.above * slant.below * shared)
     # sqrt(v^2 + x^2) - x
     eta = (c * (v / (1 + s)) if scaled else p) - rest
-    factor = np.log(2 * np.pi) if sign > 0 else np.log(2 / np.pi)
-    total = 1 + debye_sum(c * c, sign / p, debye_polynomials(terms))
-    # One logarithm of both: what is lost below 1 would be lost to the others' sum.
-    return sign * eta - (jnp.log(p / (total * total)) + factor.astype(p.dtype)) / 2
+    factor = (np.log(2 * np.pi) if sign > 0 else np.log(2 / np.pi)) / 2
+    total = debye_sum(c * c, sign * inverse, log_polynomials(terms))
+    return sign * eta - log_p / 2 + (total - factor.astype(p.dtype))
 
 
 def uniform_dx(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool) -> jax.Array:
     """The derivative of `log_uniform` with respect to x, as smooth as it is itself."""
-    p, c, s = polar(v, x)
-    q, step = c * c, sign / p
-    total = 1 + debye_sum(q, step, debye_polynomials(terms))
-    of_sum = debye_sum(q, step, slopes_along_x(terms)) / total
+    _, inverse, c, s = polar(v, x)
+    of_sum = debye_sum(c * c, sign * inverse, slopes_along_x(terms))
     eta = c * (c * secant(v, x)) / (1 + s) if scaled else secant(v, x)
-    return sign * eta - s / p * (0.5 + of_sum)
+    return sign * eta - s * inverse * (0.5 + of_sum)
 
 
 def uniform_dv(v: jax.Array, x: jax.Array, sign: int, terms: int) -> jax.Array:
     """The derivative of `log_uniform` with respect to v."""
-    p, c, _ = polar(v, x)
-    q, step = c * c, sign / p
-    total = 1 + debye_sum(q, step, debye_polynomials(terms))
-    of_sum = debye_sum(q, step, slopes_along_v(terms)) / total
-    return -sign * asinh_ratio(v, x) - c / p * (0.5 - of_sum)
+    _, inverse, c, _ = polar(v, x)
+    of_sum = debye_sum(c * c, sign * inverse, slopes_along_v(terms))
+    return -sign * asinh_ratio(v, x) - c * inverse * (0.5 - of_sum)

@@ -203,7 +203,7 @@ def _evaluate(
     smallest = float(least)
     if orders is not None and orders.size:
         smallest = max(smallest, float(np.min(np.abs(orders) if f.sign < 0 else orders)))
-    f = f._replace(terms=SCHEMES[v.dtype.name].terms_above(smallest))
+    f = f._replace(terms=SCHEMES[v.dtype.name].terms_above(smallest, f.scaled))
     if least > 0:
         v = jnp.where(v >= least, v, jnp.full_like(v, jnp.nan))
     return evaluate(f, v, x).astype(dtype)

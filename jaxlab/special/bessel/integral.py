@@ -54,7 +54,7 @@ def log_integral(v: jax.Array, x: jax.Array, nodes: int, cut: float) -> jax.Arra
       nodes: intervals, a multiple of 8.
       cut: the integrand is left out where it is e^-cut of its maximum.
     """
-    p, _, _ = polar(v, x)
+    p = polar(v, x).p
     at = _nodes(v, x, cut, nodes)
     (total,) = _sums(v, x, at, nodes, lambda node: (node.even,))
     return v * at.top - p + jnp.log(at.step * total)
@@ -77,7 +77,7 @@ def integral_dv(v: jax.Array, x: jax.Array, nodes: int, cut: float) -> jax.Array
 def _nodes(v: jax.Array, x: jax.Array, cut: float, nodes: int) -> _Nodes:
     # Of the integral nothing depends on where the nodes are, so no derivative passes through them.
     v, x = jax.lax.stop_gradient((v, x))
-    p, _, _ = polar(v, x)
+    p = polar(v, x).p
     top = asinh_ratio(v, x)
     up, down = _halves(v, x)
     right = jnp.log1p(2 * cut / p) + 1
@@ -101,7 +101,7 @@ def _nodes(v: jax.Array, x: jax.Array, cut: float, nodes: int) -> _Nodes:
 def _halves(v: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`x e^top / 2` and `x e^-top / 2`, whose sum is p: with the derivatives of a fixed top."""
     fixed_v, fixed_x = jax.lax.stop_gradient((v, x))
-    p, _, _ = polar(fixed_v, fixed_x)
+    p = polar(fixed_v, fixed_x).p
     scale = x / fixed_x
     return (p + fixed_v) / 2 * scale, fixed_x * (fixed_x / (p + fixed_v)) / 2 * scale
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.special.bessel import integral, series
-from jaxlab.special.bessel.debye import log_uniform, polar, uniform_dv, uniform_dx
+from jaxlab.special.bessel.debye import log_uniform, terms_above, uniform_dv, uniform_dx
 
 Piece = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -21,31 +21,37 @@ class Scheme(NamedTuple):
     """What the accuracy of a dtype needs.
 
     Attributes:
-      expansion: by rising hypot(v, x), above which so many terms of the uniform expansion suffice;
-        below the first it does not hold.
+      least: hypot(v, x) above which the uniform expansion holds.
+      terms: of the expansion, there.
+      rounding: what terms that are left out may add up to.
       series: terms of the power series.
       nodes: intervals of the trapezoidal rule.
       cut: the integrand is left out below e^-cut of its maximum.
       tiny: x below which K is its limit.
     """
 
-    expansion: tuple[tuple[float, int], ...]
+    least: float
+    terms: int
+    rounding: float
     series: int
     nodes: int
     cut: float
     tiny: float
 
-    def terms_above(self, least: float) -> int:
-        """Terms of the expansion where hypot(v, x) is above `least`; 0 where it may not hold."""
-        return next((terms for p, terms in reversed(self.expansion) if least > p), 0)
+    def terms_above(self, least: float, scaled: bool) -> int:
+        """Terms of the expansion where hypot(v, x) is above `least`; 0 where it may not hold.
+
+        Without `scaled`, values are sums with hypot(v, x): of that, a hundredth of the rounding.
+        """
+        if not least > self.least:
+            return 0
+        error = self.rounding * (1 if scaled else max(1, least / 100))
+        return terms_above(least, error, self.terms)
 
 
-# The next terms of the expansion are together below 1e-16, and 1e-8, for every q; the first
-# boundary is where the error of values is that of rounding.
-_FAR = ((25.0, 14), (86.0, 8), (210.0, 6), (1180.0, 4), (90_200.0, 2))
 SCHEMES = {
-    "float64": Scheme(_FAR, 46, 96, 40.0, 1e-8),
-    "float32": Scheme(((15.0, 6), (31.0, 4), (195.0, 2)), 30, 48, 17.0, 1e-4),
+    "float64": Scheme(25.0, 14, 1e-16, 46, 96, 40.0, 1e-8),
+    "float32": Scheme(15.0, 6, 1e-8, 30, 48, 17.0, 1e-4),
 }
 
 
@@ -144,7 +150,10 @@ def _small_dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
 def _chosen(f: Function, v: jax.Array, x: jax.Array, far: Piece, near: Piece) -> jax.Array:
     if f.terms:
         return far(v, x)
-    large = polar(v, x).p > _scheme(v).expansion[0][0]
+    # Of products, each of which is rounded once: a compiler may evaluate this twice, and a sum of
+    # squares not alike.
+    least = _scheme(v).least
+    large = v * v > (least - x) * (least + x)
     # Inside of either piece, where the other is chosen.
     away, one = jnp.full_like(v, 30.0), jnp.ones_like(v)
     found = far(jnp.where(large, v, away), jnp.where(large, x, away))
@@ -164,7 +173,7 @@ def _along(fn: Callable[[jax.Array], jax.Array], at: jax.Array) -> jax.Array:
 
 
 def _terms(f: Function, s: Scheme) -> int:
-    return f.terms or s.expansion[0][1]
+    return f.terms or s.terms
 
 
 def _scheme(v: jax.Array) -> Scheme:
