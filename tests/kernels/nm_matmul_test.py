@@ -63,7 +63,7 @@ def test_registers_hold_the_dense_weights_in_the_order_of_x(n, m, block):
         packed = pack_nm(w, mask, n, m, block=block)
         assert isinstance(packed.values, jax.Array)
         return [
-            registers.piece_of(layout, [packed.values], packed.code, 1, piece, compiled=False)
+            registers.piece_of(layout, [packed.values], packed.code, (1, 1), piece, compiled=False)
             for piece in pieces
         ]
 

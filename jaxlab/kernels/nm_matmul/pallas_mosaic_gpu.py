@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.kernels import _compat
-from jaxlab.kernels._compat import load, plgpu
+from jaxlab.kernels._compat import load, pl, plgpu
 from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.nm_matmul.reference import Floating, joined
 from jaxlab.kernels.nm_matmul.registers import piece_of
@@ -62,17 +62,22 @@ def _unpack(problem: Problem, interpret: bool) -> Callable[[Sequence[Any]], list
     field = bfloat16_field if interpret else bfloat16_field_in_registers
 
     def unpack(blocks: Sequence[Any]) -> list[Piece]:
-        values, code = (load(block, plgpu.Layout.WGMMA) for block in blocks)
-        fields = [values]
-        if kind:
-            fields = [field(values, kind, p) for p in range(FORMATS[kind].fields)]
+        code = load(blocks[1], plgpu.Layout.WGMMA)
+        words = load(blocks[0], plgpu.Layout.WGMMA) if kind else None
+
+        def make(tile: int, piece: int) -> jax.Array:
+            # Here, and not once for all pieces: of values that a piece does not need nothing is
+            # read, and those that it needs hold no registers before.
+            if words is None:
+                columns = pl.ds(tile * layout.values, layout.values)
+                fields = [load(blocks[0].at[:, columns], plgpu.Layout.WGMMA)]
+            else:
+                fields = [field(words, kind, p) for p in range(FORMATS[kind].fields)]
+            tiles = (tile if kind else 0, tile)
+            return piece_of(layout, fields, code, tiles, piece, compiled=not interpret)
+
         return [
-            (
-                tile * layout.tile + piece * PIECE,
-                functools.partial(
-                    piece_of, layout, fields, code, tile, piece, compiled=not interpret
-                ),
-            )
+            (tile * layout.tile + piece * PIECE, functools.partial(make, tile, piece))
             for tile in range(problem.tiles)
             for piece in range(layout.tile // PIECE)
         ]

@@ -163,7 +163,7 @@ def piece_of(
     layout: Layout,
     fields: Sequence[jax.Array],
     code: jax.Array,
-    tile: int,
+    tiles: tuple[int, int],
     piece: int,
     *,
     compiled: bool,
@@ -172,9 +172,9 @@ def piece_of(
 
     Args:
       layout: of the weights.
-      fields: kept values in bfloat16: one array of a block's, or of `Planar` ones each field.
-      code: uint16, the block's words.
-      tile: of the block.
+      fields: kept values in bfloat16: one array, or of `Planar` ones each field.
+      code: uint16 words.
+      tiles: which of those in the fields, and of those in the code.
       piece: of the tile.
       compiled: whether this is a Mosaic GPU kernel, with all in the layout of products.
     """
@@ -182,13 +182,13 @@ def piece_of(
     def build(do: Operations, field_of: list[Callable[[int], Any]], code_of: Any) -> list[Any]:
         def value(number: int) -> Any:
             # Field p of 16 words is 16 columns of values: two registers of a lane.
-            number += tile * layout.values // (2 * LANES)
+            number += tiles[0] * layout.values // (2 * LANES)
             block, inner = divmod(number, 2 * len(field_of))
             field, half = divmod(inner, 2)
             return field_of[field](2 * block + half)
 
         def words(number: int) -> Any:
-            return code_of(tile * layout.words // (2 * LANES) + number)
+            return code_of(tiles[1] * layout.words // (2 * LANES) + number)
 
         return expand(do, layout, functools.cache(value), words, piece)
 
