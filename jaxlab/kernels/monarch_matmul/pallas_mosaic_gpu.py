@@ -112,7 +112,9 @@ def _in_one_launch(
     if interpret:
         raise NotImplementedError("mosaic_gpu: fused=True cannot be interpreted; fused=False can")
     if (there := _processors()) < PROCESSORS:
-        raise NotImplementedError(f"mosaic_gpu: fused=True needs {PROCESSORS} processors, not {there}")
+        raise NotImplementedError(
+            f"mosaic_gpu: fused=True needs {PROCESSORS} processors, not {there}"
+        )
     tiles, ways, groups = problem.tiles(config), config.ways, problem.groups_of_one_launch(config)
     stride, slots = groups * ways, problem.slots(config)
     plans = [Walk(problem, config, turned, is_first, slots) for is_first in (True, False)]

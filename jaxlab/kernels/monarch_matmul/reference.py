@@ -59,8 +59,18 @@ def by_rank(w1: jax.Array, l: int) -> jax.Array:  # noqa: E741
 
 
 def _product(spec: str, a: jax.Array, w: jax.Array) -> jax.Array:
-    wide = jnp.einsum(spec, a, w.astype(a.dtype), preferred_element_type=accumulator(a.dtype))
-    return wide.astype(a.dtype)
+    w, wide = w.astype(a.dtype), accumulator(a.dtype)
+
+    def narrow(a: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, a, w, preferred_element_type=wide)
+
+    def cast(a: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, a.astype(wide), w.astype(wide))
+
+    if a.dtype == wide:
+        return narrow(a, w)
+    # XLA has no batched product of 16-bit operands with sums in float32 on every CPU.
+    return lax.platform_dependent(a, w, cpu=cast, default=narrow).astype(a.dtype)
 
 
 def _two_products(

@@ -1,8 +1,7 @@
 """Which Monarch products the kernel takes, and which cuts are worth a try."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxlab.kernels.plan import PROCESSORS, SHARED_BYTES, steps_of
@@ -12,9 +11,8 @@ from jaxlab.kernels.plan import PROCESSORS, SHARED_BYTES, steps_of
 TILE = 64
 WIDEST = 256
 MOST_WARPGROUPS = 8
-# What a block of threads takes beside what is asked for, and registers of 32 bits to a processor.
+# What a block of threads takes beside what is asked for.
 RESERVED_BYTES = 1024
-REGISTERS = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +42,38 @@ class Config:
     backwards: bool = True
     fused: bool = False
     room: int = 2
+
+
+# Enough tiles on their way to hide what memory takes to answer, in as much as shared memory has.
+_TRIED = (
+    *(
+        Config(64, ways=ways, stages=stages, outs=outs, fused=True, room=room)
+        for ways, stages, outs, room in (
+            (2, 4, 2, 2),
+            (3, 3, 1, 2),
+            (2, 3, 1, 2),
+            (1, 3, 1, 2),
+            (1, 2, 2, 2),
+            (1, 3, 1, 6),
+            (2, 4, 2, 0),
+            (1, 3, 1, 0),
+        )
+    ),
+    Config(128, ways=1, stages=4, outs=2, fused=True),
+    Config(64, part=64, ways=1, stages=2, fused=True),
+    Config(64, ways=4, stages=4, outs=2),
+    Config(64, ways=4, stages=3),
+    Config(64, ways=3, stages=3),
+    Config(64, ways=4, stages=2),
+    Config(64, ways=2, stages=3, outs=2),
+    Config(64, ways=2, stages=3, blocks=2),
+    Config(64, ways=4, stages=4, outs=2, backwards=False),
+    Config(64, ways=3, stages=3, backwards=False),
+    Config(128, ways=4, stages=2),
+    Config(128, ways=2, stages=4, outs=2),
+    Config(64, part=64, ways=2, stages=3),
+    Config(64, part=64, ways=1, stages=2),
+)
 
 
 class Stage(NamedTuple):
@@ -148,41 +178,11 @@ class Problem(NamedTuple):
         """As `dispatch.Problem` has it."""
         if stored is not None:
             return Config(**stored)
-        return next(self._fitting(), Config())
+        return next((c for c in self.candidates() if not c.fused), Config())
 
     def candidates(self, most: int = 24) -> list[Config]:
         """Configurations that suit, the most promising first."""
-        return list(itertools.islice(self._fitting(), most))
-
-    def _fitting(self) -> Iterator[Config]:
-        def rank(config: Config) -> tuple[Any, ...]:
-            stages = self.first, self.second
-            rounds = max(
-                -(-self.tiles(config) // (config.ways * stage.groups(self.tiles(config), config)))
-                for stage in stages
-            )
-            # Bytes that a processor waits for at once hide the latency; few rounds waste none.
-            in_flight = config.blocks * config.ways * config.stages * config.batch_tile
-            return (
-                not _fits_registers(self, config),
-                rounds < config.stages,
-                -min(in_flight * self.width, 32768),
-                abs(config.ways * config.blocks - 4),
-                config.stages,
-                -config.outs,
-                -config.batch_tile,
-            )
-
-        choices = itertools.product((64, 128), (128, 64), (4, 3, 2, 1), (3, 2, 4), (2, 1), (1, 2))
-        every = (Config(*choice) for choice in choices)
-        yield from sorted((c for c in every if not refuse(self, c)), key=rank)
-
-
-def _fits_registers(problem: Problem, config: Config) -> bool:
-    # The sums, what they are rounded to, and what it takes to address all of it.
-    part = max(stage.part(config) for stage in (problem.first, problem.second))
-    sums = config.batch_tile * part // 128
-    return sums * 3 // 2 + 48 <= REGISTERS // (128 * config.ways * config.blocks)
+        return [config for config in _TRIED if not refuse(self, config)][:most]
 
 
 def problem_of(
@@ -210,8 +210,8 @@ def refuse(problem: Problem, config: Config) -> str:
         if stage.inputs > WIDEST:
             return f"blocks of {stage.inputs} inputs; it takes {WIDEST} at most"
     part, rank = problem.first.part(config), problem.rank
-    if rank > 1 and (rank % 8 or part % rank and rank % part):
-        return f"rank {rank}; it takes 1, and multiples of 8 that divide {part} or that {part} divides"
+    if rank > 1 and (rank % 8 or (part % rank and rank % part)):
+        return f"rank {rank}; it takes 1, or multiples of 8 that divide {part} or the reverse"
     if config.batch_tile not in (64, 128):
         return f"batch_tile={config.batch_tile}; it takes 64 or 128"
     if config.part % TILE or not TILE <= config.part <= WIDEST:

@@ -7,6 +7,7 @@ columns; the second takes what the first stored, with rows of x innermost, as a 
 which costs nothing, and has rows of x on the rows again. So nothing is transposed.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,12 +61,8 @@ class Walk(NamedTuple):
 
     def scratch(self, dtype: Any) -> dict[str, Any]:
         """Shared memory of a block of threads."""
-        rows, inputs, part, ways = (
-            self.config.batch_tile,
-            self.stage.inputs,
-            self.part,
-            self.config.ways,
-        )
+        rows, ways = self.config.batch_tile, self.config.ways
+        inputs, part = self.stage.inputs, self.part
 
         def shared(*shape: int) -> Any:
             return plgpu.SMEM(shape, dtype, transforms=_compat.tiled(shape[-1], 16))
@@ -148,7 +145,7 @@ def walk(
     first: Any,
     stride: int,
     backwards: bool = False,
-    hooks: Hooks = Hooks(),
+    hooks: Hooks | None = None,
 ) -> None:
     """What a warpgroup does.
 
@@ -164,6 +161,7 @@ def walk(
       hooks: for those who wait.
     """
     x_gmem, w_gmem, out_gmem = refs
+    before_read, after_read, before_write, after_write = hooks or Hooks()
     config, stages, part = plan.config, plan.config.stages, plan.part
     tiles, per_block = plan.problem.tiles(config), jnp.int32(plan.stage.outputs // part)
     block, piece = lax.div(nth_part, per_block), lax.rem(nth_part, per_block)
@@ -179,8 +177,8 @@ def walk(
 
     def fetch(i: Any, slot: Any) -> None:
         at = tile_at(i)
-        if hooks.before_read:
-            hooks.before_read(at)
+        if before_read:
+            before_read(at)
         place = x_gmem.at[plan.source(block, at)]
         plgpu.copy_gmem_to_smem(place, x_smem.at[slot], arrived(slot))
 
@@ -219,30 +217,32 @@ def walk(
         slot = lax.rem(i, jnp.int32(stages))
         plgpu.barrier_wait(arrived(slot))
         total = pl.run_scoped(lambda acc: product(slot, acc), _compat.sums(*plan.result))
-        if hooks.after_read:
-            hooks.after_read(tile_at(i))
+        if after_read:
+            after_read(tile_at(i))
 
         # Where others are waited for, not before what they wait for is on its way.
-        if not hooks.before_read:
+        if not before_read:
             fetch_next(i, slot)
         slot_out = out_smem.at[lax.rem(i, jnp.int32(config.outs))]
         plgpu.wait_smem_to_gmem(config.outs - 1, wait_read_only=True)
         slot_out[...] = total.astype(out_gmem.dtype)
         plgpu.commit_smem()
-        if hooks.before_write:
-            hooks.before_write(tile_at(i))
+        if before_write:
+            before_write(tile_at(i))
         store(tile_at(i), slot_out)
-        if hooks.after_write:
+        if after_write:
             # Of the tile before: by now it has arrived, and nobody waits for this one yet.
             plgpu.wait_smem_to_gmem(1)
 
-            @pl.when(i > 0)
-            def _() -> None:
-                hooks.after_write(tile_at(i - jnp.int32(1)))
+            pl.when(i > 0)(functools.partial(tell, i - jnp.int32(1)))
 
-        if hooks.before_read:
+        if before_read:
             fetch_next(i, slot)
         return carry
+
+    def tell(i: Any) -> None:
+        if after_write:
+            after_write(tile_at(i))
 
     def fetch_next(i: Any, slot: Any) -> None:
         @pl.when(i + jnp.int32(stages) < count)
@@ -251,8 +251,5 @@ def walk(
 
     lax.fori_loop(jnp.int32(0), count, step, jnp.int32(0))
     plgpu.wait_smem_to_gmem(0)
-    if hooks.after_write:
-
-        @pl.when(count > 0)
-        def _() -> None:
-            hooks.after_write(tile_at(count - jnp.int32(1)))
+    if after_write:
+        pl.when(count > 0)(functools.partial(tell, count - jnp.int32(1)))
