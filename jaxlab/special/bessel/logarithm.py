@@ -78,7 +78,7 @@ def _beyond_first(terms: int) -> tuple[float, ...]:
     """
     middle = _WIDEST**2 / 2
     square = middle + middle * np.polynomial.chebyshev.chebpts1(terms)
-    value = sum(2 * square**k / (2 * k + 3) for k in range(40))
+    value = sum((2 * square**k / (2 * k + 3) for k in range(40)), np.zeros(terms))
     # Exact to rounding: as many points as coefficients, in the scaled variable.
     fitted = np.polynomial.Polynomial.fit(square, value, terms - 1, domain=[0, 2 * middle])
     return tuple(float(c) for c in fitted.convert().coef)
