@@ -1,11 +1,15 @@
 """The part that Hopper's products with packed weights share: streaming, tensor cores, sums.
 
-A block of threads computes 64 rows of W times all rows of x. Its warpgroups deal the blocks of k
-among them, and each is its own producer: it has several blocks of packed weights, of scales and of
+A block of threads computes some rows of W times all rows of x. Its warpgroups deal the blocks of k
+among them, and each is its own producer: it has several steps of packed weights, of scales and of
 x on their way by TMA, unpacks one in registers, multiplies it on the tensor cores with W on the
 rows and x on the columns, and asks for the next. The sums of the warpgroups meet in shared memory.
 Where groups of k share a scale, what is packed is summed up by group as it is, and scaled in
 float32.
+
+Where k is dealt among blocks of threads too, these may be a cluster: each sends the others the
+sums that they finish, through shared memory. Blocks of a cluster have more rows of W and less of k,
+so that they read less of x.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +22,12 @@ from jax import lax
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, pl, plgpu, transposed
 from jaxlab.kernels.plan import TILE, Config, Plan
+from jaxlab.kernels.rings import shared_memory
 
-# A column of the block of x, and what makes the (64, width) numbers that meet it and the next.
-Piece = tuple[int, Callable[[], jax.Array]]
-# Reads the references of a block's packed weights, (64, columns) each; pieces by group of scales.
+# A column of the block of x, and what makes the (rows, width) numbers that meet it and the next;
+# where `Config.late` is set, what they have too much of, too.
+Piece = tuple[int, Callable[[], jax.Array]] | tuple[int, Callable[[], jax.Array], int]
+# Reads the references of a block's packed weights, (rows, columns) each; pieces by group of scales.
 Unpack = Callable[[Sequence[Any]], list[Piece]]
 
 
@@ -44,14 +50,19 @@ def streamed(
       x: bfloat16, (rows, blocks x_columns), ordered as `unpack` says.
       weights: the packed operands, (n, blocks columns).
       scale: (groups of all k, n), (1, n), or None.
-      out_dtype: of the result, and of partial sums where k is split.
+      out_dtype: of the result, and of partial sums where XLA adds them up.
       interpret: on a CPU.
+
+    Raises:
+      NotImplementedError: a cut that this jax, or its interpreter, cannot do.
     """
+    if config.cluster > 1:
+        _compat.require_clusters(interpret)
     padded = jnp.pad(x, ((0, plan.padded_rows - plan.rows), (0, 0)))
     scales = [] if scale is None else [scale]
     call = _build(plan, config, unpack, scale, [w.dtype for w in weights], out_dtype, interpret)
     parts = call(padded, *weights, *scales)[..., : plan.rows, :]
-    return jnp.sum(parts, axis=0) if config.split_k > 1 else parts
+    return jnp.sum(parts, axis=0) if config.sums_outside > 1 else parts
 
 
 def _build(
@@ -63,101 +74,182 @@ def _build(
     out_dtype: Any,
     interpret: bool,
 ) -> Callable[..., jax.Array]:
-    columns, ways, steps = plan.padded_rows, config.ways, plan.steps(config)
-    stages = min(config.stages, steps)
-    x_tiling = _compat.tiled(plan.width, 16)
+    columns, ways, tile, steps = plan.padded_rows, config.ways, config.tile, plan.steps(config)
+    stages, slots = plan.stages(config), plan.slots(config)
+    depth, parts, groups = config.depth, config.parts, plan.groups * config.depth
+    part_columns = plan.x_columns * depth // parts
+    apart = config.apart
 
     def body(x_gmem: Any, *refs: Any, **scratch: Any) -> None:
         *w_gmem, out_gmem = refs[: len(dtypes)] + refs[-1:]
         s_gmem: Any = None if scale is None else refs[len(dtypes)]
         layout = plgpu.Layout.WGMMA
         row, split, way = (lax.axis_index(name) for name in ("n", "k", "way"))
-        rows = pl.ds(row * TILE, TILE)
+        peer = lax.axis_index("peer") if config.cluster > 1 else jnp.int32(0)
+        split = split * jnp.int32(config.cluster) + peer
+        rows = pl.ds(row * tile, tile)
         staging = scratch["staging"].at[way] if interpret else None
+        sums = _compat.sums(tile + TILE * config.late, columns)
+
+        def at(step: Any) -> Any:
+            return (split * jnp.int32(steps) + step) * jnp.int32(ways) + way
 
         def fetch(step: Any, slot: Any) -> None:
-            at = (split * jnp.int32(steps) + step) * jnp.int32(ways) + way
             arrived = scratch["arrived"].at[way * stages + slot]
-
-            def bring(source: Any, name: str) -> None:
-                plgpu.copy_gmem_to_smem(source, scratch[name].at[way, slot], arrived)
-
-            bring(x_gmem.at[:, pl.ds(at * plan.x_columns, plan.x_columns)], "x")
             for i, width in enumerate(plan.w_columns):
-                bring(w_gmem[i].at[rows, pl.ds(at * width, width)], f"w{i}")
-            if plan.groups:
-                bring(s_gmem.at[pl.ds(at * plan.groups, plan.groups), rows], "scale")
+                there = pl.ds(at(step) * (width * depth), width * depth)
+                slot_of = scratch[f"w{i}"].at[way, slot]
+                plgpu.copy_gmem_to_smem(w_gmem[i].at[rows, there], slot_of, arrived)
+            if groups:
+                source = s_gmem.at[pl.ds(at(step) * groups, groups), rows]
+                plgpu.copy_gmem_to_smem(source, scratch["scale"].at[way, slot], arrived)
+            if not apart:
+                bring_x(at(step), slot, arrived)
+
+        def bring_x(block: Any, slot: Any, arrived: Any) -> None:
+            source = x_gmem.at[:, pl.ds(block * part_columns, part_columns)]
+            plgpu.copy_gmem_to_smem(source, scratch["x"].at[way, slot], arrived)
+
+        def fetch_x(item: Any, slot: Any) -> None:
+            # An item is one of the parts in which x of a step comes.
+            block = at(lax.div(item, jnp.int32(parts))) * parts + lax.rem(item, jnp.int32(parts))
+            bring_x(block, slot, scratch["x_arrived"].at[way * slots + slot])
+
+        def refill(fetch_one: Callable[[Any, Any], None], i: Any, ring: int, items: int) -> None:
+            @pl.when(i + ring < items)
+            def _() -> None:
+                if not interpret:
+                    _compat.meet()
+                fetch_one(i + jnp.int32(ring), lax.rem(i, jnp.int32(ring)))
+
+        def without_constants(total: jax.Array) -> jax.Array:
+            if not config.late:
+                return total
+            # The last rows are those of a W of constants, all alike.
+            return total[:tile] - jnp.concatenate([total[tile:]] * (tile // TILE))
 
         def broadcast(values: jax.Array) -> jax.Array:
-            return lax.broadcast_in_dim(values.astype(jnp.float32), (TILE, columns), (0,))
+            return lax.broadcast_in_dim(values.astype(jnp.float32), (tile, columns), (0,))
 
-        def multiply(acc: Any, pieces: list[Piece], x_smem: Any) -> None:
-            for column, make in pieces:
-                a = make()
-                b = transposed(x_smem.at[:, pl.ds(column, plan.width)])
-                _compat.accumulate(acc, a, b, staging)
-                plgpu.wgmma_wait(config.in_flight)
-            plgpu.wgmma_wait(0)
+        def pieces_of(slot: Any) -> list[tuple[int, Callable[[], jax.Array]]]:
+            pieces = []
+            for d in range(depth):
+                blocks = [
+                    scratch[f"w{j}"].at[way, slot, :, pl.ds(d * width, width)]
+                    for j, width in enumerate(plan.w_columns)
+                ]
+                first = d * plan.x_columns
+                pieces += [(first + piece[0], _with_constant(piece)) for piece in unpack(blocks)]
+            return pieces
 
-        def step(i: Any, consume: Callable[[Any, list[Piece], Any], Any], carry: Any) -> Any:
+        def step(i: Any, consume: Callable[[Any, Any, Any, Any], Any], carry: Any) -> Any:
             slot = lax.rem(i, jnp.int32(stages))
             plgpu.barrier_wait(scratch["arrived"].at[way * stages + slot])
-            blocks = [scratch[f"w{j}"].at[way, slot] for j in range(len(dtypes))]
-            scales = scratch["scale"].at[way, slot] if plan.groups else None
-            carry = consume(carry, unpack(blocks), (scratch["x"].at[way, slot], scales))
+            pieces = pieces_of(slot)
+            per_part = _per_part(pieces, parts, part_columns)
+            released = 0
 
-            @pl.when(i + stages < steps)
-            def _() -> None:
-                fetch(i + jnp.int32(stages), slot)
+            def release(last: int) -> None:
+                # The parts of x whose products are done with up to this piece.
+                nonlocal released
+                while apart and (released + 1) * per_part - 1 <= last:
+                    refill(fetch_x, i * parts + released, slots, steps * parts)
+                    released += 1
 
+            def multiply(acc: Any, some: range) -> None:
+                for j in some:
+                    item = i * jnp.int32(parts) + j // per_part
+                    x_slot = lax.rem(item, jnp.int32(slots))
+                    if apart and j % per_part == 0:
+                        plgpu.barrier_wait(scratch["x_arrived"].at[way * slots + x_slot])
+                    column, make = pieces[j]
+                    there = pl.ds(column % part_columns, plan.width)
+                    b = transposed(scratch["x"].at[way, x_slot, :, there])
+                    _compat.accumulate(acc, make(), b, staging)
+                    plgpu.wgmma_wait(config.in_flight)
+                    release(j - config.in_flight)
+                plgpu.wgmma_wait(0)
+                release(some.stop - 1)
+
+            scales = scratch["scale"].at[way, slot] if groups else None
+            carry = consume(carry, multiply, len(pieces), scales)
+            refill(fetch, i, stages, steps)
             return carry
 
         def loop(consume: Any, start: Any) -> Any:
             for slot in range(stages):
                 fetch(jnp.int32(slot), jnp.int32(slot))
+                for item in (
+                    range(slot * slots // stages, (slot + 1) * slots // stages) if apart else ()
+                ):
+                    fetch_x(jnp.int32(item), jnp.int32(item))
             return lax.fori_loop(0, steps, lambda i, c: step(i, consume, c), start)
 
-        def by_group(total: jax.Array, pieces: list[Piece], smem: Any) -> jax.Array:
-            x_smem, s_smem = smem
-            each = len(pieces) // plan.groups
-            for g in range(plan.groups):
+        def by_group(total: jax.Array, multiply: Any, count: int, s_smem: Any) -> jax.Array:
+            each = count // groups
+            # Asked for now, so that they are there when the products are.
+            scales = [load(s_smem.at[g], layout.reduce(1)) for g in range(groups)]
+            for g in range(groups):
 
                 def product(acc: Any, g: int = g) -> jax.Array:
-                    multiply(acc, pieces[g * each : (g + 1) * each], x_smem)
+                    multiply(acc, range(g * each, (g + 1) * each))
                     return acc[...]
 
-                part = pl.run_scoped(product, _compat.sums(TILE, columns))
-                total = total + part * broadcast(load(s_smem.at[g], layout.reduce(1)))
+                part = without_constants(pl.run_scoped(product, sums))
+                total = total + part * broadcast(scales[g])
             return total
 
         def whole() -> jax.Array:
-            # Asked for now, so that it is there at the end.
             by_row = None if s_gmem is None else s_gmem.at[0, rows]
             if by_row is not None:
                 by_row = load(by_row, layout.reduce(1), optimized=False)
 
             def product(acc: Any) -> jax.Array:
-                def consume(carry: Any, pieces: list[Piece], smem: Any) -> Any:
-                    multiply(acc, pieces, smem[0])
+                def consume(carry: Any, multiply: Any, count: int, scales: Any) -> Any:
+                    del scales
+                    multiply(acc, range(count))
                     return carry
 
                 loop(consume, jnp.int32(0))
                 return acc[...]
 
-            total = pl.run_scoped(product, _compat.sums(TILE, columns))
+            total = without_constants(pl.run_scoped(product, sums))
             return total if by_row is None else total * broadcast(by_row)
 
-        def finish(total: jax.Array) -> None:
+        def store(total: jax.Array, first: Any) -> None:
             out_smem = scratch["out_smem"]
             turned = plgpu.layout_cast(total.astype(out_dtype), plgpu.Layout.WGMMA_TRANSPOSED)
             transposed(out_smem)[...] = turned
             plgpu.commit_smem()
-            target = out_gmem.at[split] if config.split_k > 1 else out_gmem
-            plgpu.copy_smem_to_gmem(out_smem, target.at[:, rows])
+            target = out_gmem.at[split] if config.sums_outside > 1 else out_gmem
+            plgpu.copy_smem_to_gmem(out_smem, target.at[:, pl.ds(first, total.shape[0])])
             plgpu.wait_smem_to_gmem(0)
 
-        if plan.groups:
-            zeros = plgpu.layout_cast(jnp.zeros((TILE, columns), jnp.float32), layout)
+        def finish(total: jax.Array) -> None:
+            if config.cluster == 1:
+                store(total, row * tile)
+                return
+            # Each block of the cluster finishes some of the rows, and is sent what it lacks.
+            share = tile // config.cluster
+            mine = [total[p * share : (p + 1) * share] for p in range(config.cluster)]
+            for p, part in enumerate(mine):
+
+                @pl.when(peer != p)
+                def _(p: int = p, part: jax.Array = part) -> None:
+                    _compat.send(part, scratch["sent"].at[peer], scratch["received"], p, "peer")
+
+            plgpu.barrier_wait(scratch["received"])
+            for p, part in enumerate(mine):
+
+                @pl.when(peer == p)
+                def _(p: int = p, part: jax.Array = part) -> None:
+                    for q in range(config.cluster):
+                        if q != p:
+                            part = part + load(scratch["sent"].at[q], layout)
+                    store(part, row * tile + p * share)
+
+        if groups:
+            zeros = plgpu.layout_cast(jnp.zeros((tile, columns), jnp.float32), layout)
             total = loop(by_group, zeros)
         else:
             total = whole()
@@ -165,45 +257,63 @@ def _build(
             finish(total)
             return
         partial, met = scratch["partial"], scratch["met"]
-        partial[way] = total
+
+        @pl.when(way > 0)
+        def _() -> None:
+            partial[way - 1] = total
+
         plgpu.barrier_arrive(met)
-        plgpu.barrier_wait(met)
 
         @pl.when(way == 0)
         def _() -> None:
+            plgpu.barrier_wait(met)
             summed = total
-            for other in range(1, ways):
+            for other in range(ways - 1):
                 summed = summed + load(partial.at[other], layout)
             finish(summed)
 
-    held = (ways, stages)
-    scratch = {
-        "x": plgpu.SMEM((*held, columns, plan.x_columns), jnp.bfloat16, transforms=x_tiling),
-        "out_smem": plgpu.SMEM((columns, TILE), out_dtype),
-        "arrived": plgpu.Barrier(
-            num_arrivals=1 + len(dtypes) + bool(plan.groups), num_barriers=ways * stages
-        ),
-    }
-    for i, (width, bits, dtype) in enumerate(zip(plan.w_columns, plan.w_bits, dtypes, strict=True)):
-        transforms = _compat.tiled(plan.width, bits)
-        scratch[f"w{i}"] = plgpu.SMEM((*held, TILE, width), dtype, transforms=transforms)
-    if scale is not None and plan.groups:
-        scratch["scale"] = plgpu.SMEM((*held, plan.groups, TILE), scale.dtype)
-    if ways > 1:
-        scratch["partial"] = plgpu.SMEM((ways, TILE, columns), jnp.float32)
-        scratch["met"] = plgpu.Barrier(num_arrivals=ways)
-    if interpret:
-        staged = (ways, TILE, plan.width)
-        scratch["staging"] = plgpu.SMEM(staged, jnp.bfloat16, transforms=x_tiling)
-    shape = (columns, plan.n)
-    shape = (config.split_k, *shape) if config.split_k > 1 else shape
     return _compat.kernel(
         body,
-        out=jax.ShapeDtypeStruct(shape, out_dtype),
-        scratch=scratch,
-        grid=(plan.n // TILE, config.split_k),
+        out=jax.ShapeDtypeStruct(_out_shape(plan, config), out_dtype),
+        scratch=shared_memory(plan, config, scale, dtypes, out_dtype, interpret),
+        grid=(plan.n // tile, config.split_k // config.cluster),
         grid_names=("n", "k"),
         num_threads=ways,
         thread_name="way",
         interpret=interpret,
+        cluster={"peer": config.cluster} if config.cluster > 1 else None,
+        auto_barriers=False,
     )
+
+
+def _with_constant(piece: Piece) -> Callable[[], jax.Array]:
+    """Makes rows of nothing but a constant, too, below those that have it too much."""
+    if len(piece) == 2:
+        return piece[1]
+    _, make, constant = piece
+
+    def both() -> jax.Array:
+        a = make()
+        rows = jnp.full((TILE, a.shape[1]), constant, a.dtype)
+        return jnp.concatenate([a, plgpu.layout_cast(rows, plgpu.Layout.WGMMA)])
+
+    return both
+
+
+def _per_part(
+    pieces: list[tuple[int, Callable[[], jax.Array]]], parts: int, part_columns: int
+) -> int:
+    """Pieces to a part of x."""
+    each = len(pieces) // parts
+    if len(pieces) % parts or any(
+        c // part_columns != j // each for j, (c, _) in enumerate(pieces)
+    ):
+        raise NotImplementedError(
+            f"mosaic_gpu: pieces of W do not take x in {parts} parts in order"
+        )
+    return each
+
+
+def _out_shape(plan: Plan, config: Config) -> tuple[int, ...]:
+    shape = (plan.padded_rows, plan.n)
+    return (config.split_k, *shape) if config.sums_outside > 1 else shape

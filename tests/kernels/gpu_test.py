@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.kernels.nm_matmul import nm_matmul
+from jaxlab.kernels.nm_matmul import dequantize_nm, nm_matmul
+from jaxlab.kernels.nm_matmul.shapes import problem_of
 from jaxlab.kernels.packing import FORMATS, pack
-from jaxlab.kernels.packing_nm import pack_nm, unpack_nm
+from jaxlab.kernels.packing_nm import pack_nm
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul import Problem
 from jaxlab.kernels.quantized_matmul.api import planar_matmul
@@ -30,6 +31,20 @@ def close(y, expected):
     )
 
 
+def product(kind, groups, width, rows, config, n=512, k=4096):
+    """The product by the kernel, and by the reference."""
+    rng = np.random.default_rng(rows)
+    form = FORMATS[kind]
+    q = rng.integers(form.low, form.high + 1, (n, k))
+    q = np.where(q > 0, 1, -1) if form.signs else q
+    packed = pack(jnp.asarray(q), kind, width=width)
+    scale = jnp.asarray(rng.uniform(0.5, 1.5, (groups, n)), jnp.bfloat16)
+    zero = jnp.asarray(rng.normal(size=(groups, n)), jnp.bfloat16) if kind == "uint4" else None
+    x = jnp.asarray(rng.normal(size=(rows, k)), jnp.bfloat16)
+    y = planar_matmul("product", x, packed, scale, zero, "mosaic_gpu", config, None)
+    return y, reference(x, packed, (scale, zero))
+
+
 @pytest.mark.parametrize("rows", [1, 8, 16, 64])
 @pytest.mark.parametrize(
     ("kind", "groups", "width"),
@@ -44,20 +59,29 @@ def close(y, expected):
 )
 @pytest.mark.parametrize("fast", [True, False])
 def test_compiled_equals_reference(kind, groups, width, rows, fast):
-    n, k = 512, 4096
-    rng = np.random.default_rng(rows)
-    form = FORMATS[kind]
-    q = rng.integers(form.low, form.high + 1, (n, k))
-    q = np.where(q > 0, 1, -1) if form.signs else q
-    packed = pack(jnp.asarray(q), kind, width=width)
-    scale = jnp.asarray(rng.uniform(0.5, 1.5, (groups, n)), jnp.bfloat16)
-    zero = jnp.asarray(rng.normal(size=(groups, n)), jnp.bfloat16) if kind == "uint4" else None
-    x = jnp.asarray(rng.normal(size=(rows, k)), jnp.bfloat16)
-    group = k // groups if groups > 1 else 0
-    config = Problem(rows, n, k, kind, group, width).plan.candidates(1)[0]
-    config = Config(**{**vars(config), "fast": fast})
-    y = planar_matmul("product", x, packed, scale, zero, "mosaic_gpu", config, None)
-    close(y, reference(x, packed, (scale, zero)))
+    group = 4096 // groups if groups > 1 else 0
+    config = Problem(rows, 512, 4096, kind, group, width).plan.candidates(1)[0]
+    close(*product(kind, groups, width, rows, Config(**{**vars(config), "fast": fast})))
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize(
+    ("kind", "groups", "width"), [("int4", 32, 64), ("int8", 1, 64), ("binary", 1, 32)]
+)
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(1, 2, depth=2),
+        Config(2, 2, tile=128),
+        Config(2, 1, parts=2, slots=3),
+        Config(2, 2, in_flight=2, parts=2, slots=2),
+        Config(2, 2, split_k=2, tile=128, cluster=2),
+        Config(1, 1, split_k=2, tile=256, cluster=2, parts=2, slots=2),
+        Config(1, 1, split_k=4, tile=256, cluster=4),
+    ],
+)
+def test_every_cut_gives_the_product(kind, groups, width, rows, config):
+    close(*product(kind, groups, width, rows, config))
 
 
 @pytest.mark.parametrize("split_k", [1, 2])
@@ -88,15 +112,38 @@ def test_derivatives_and_batches_are_those_of_the_reference(split_k):
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (1, 8)])
+@pytest.mark.parametrize(
+    ("n", "m", "block", "kind", "groups"),
+    [
+        (2, 4, 1, None, 1),
+        (1, 4, 1, None, 1),
+        (1, 8, 1, None, 1),
+        (2, 8, 1, None, 1),
+        (1, 16, 1, None, 1),
+        (2, 4, 1, "int4", 64),
+        (1, 8, 1, "int4", 64),
+        (1, 4, 1, "int8", 1),
+        (2, 4, 4, None, 1),
+        (1, 8, 2, "int4", 1),
+        (1, 4, 16, None, 1),
+    ],
+)
 @pytest.mark.parametrize("split_k", [1, 2])
-def test_compiled_planes_equal_the_dense_product(n, m, rows, split_k):
+def test_compiled_groups_equal_the_dense_product(n, m, block, kind, groups, rows, split_k):
     n_out, k = 512, 8192
     rng = np.random.default_rng(rows)
-    mask = (rng.random((n_out, k // m, m)).argsort(-1) < n).reshape(n_out, k)
-    w = jnp.asarray(rng.normal(size=(n_out, k)) * mask, jnp.bfloat16)
-    packed = pack_nm(w, jnp.asarray(mask), n, m)
+    mask = np.repeat(rng.random((n_out, k // (m * block), m)).argsort(-1) < n, block, -1)
+    mask = mask.reshape(n_out, k)
+    if kind is None:
+        w, scale = jnp.asarray(rng.normal(size=(n_out, k)) * mask, jnp.bfloat16), None
+    else:
+        w = jnp.asarray(rng.integers(-8, 8, (n_out, k)) * mask, jnp.int8)
+        scale = jnp.asarray(rng.uniform(0.5, 1.5, (groups, n_out)), jnp.bfloat16)
+    packed = jax.jit(lambda w, mask: pack_nm(w, mask, n, m, block=block, kind=kind))(w, mask)
     x = jnp.asarray(rng.normal(size=(rows, k)), jnp.bfloat16)
-    y = nm_matmul(x, packed, implementation="mosaic_gpu", config=Config(2, 2, split_k))
-    dense = np.asarray(unpack_nm(packed), np.float64)
+    plan = problem_of(rows, packed, groups).plan
+    cuts = (Config(ways, 2, split_k) for ways in (2, 1))
+    config = next((c for c in cuts if not plan.refuse(c)), Config(1, 1, split_k))
+    y = nm_matmul(x, packed, scale, implementation="mosaic_gpu", config=config)
+    dense = np.asarray(dequantize_nm(packed, scale), np.float64)
     close(y, np.asarray(x, np.float64) @ dense.T)

@@ -72,10 +72,16 @@ def test_signs_and_ternary_weights(kind, k):
         ("uint4", 256, 2, True, Config(1, 2)),
         ("int8", 512, 1, False, Config(2, 2, split_k=2)),
         ("binary", 1024, 1, False, Config(1, 2)),
+        ("int4", 1024, 8, False, Config(2, 2, depth=2)),
+        ("int8", 512, 1, False, Config(2, 2, tile=128)),
+        ("binary", 2048, 1, False, Config(1, 2, parts=4, slots=3)),
+        ("int4", 512, 4, False, Config(2, 2, late=True)),
+        ("ternary", 1024, 1, False, Config(1, 2, late=True, tile=128)),
+        ("binary", 1024, 1, False, Config(1, 2, late=True)),
     ],
 )
 def test_the_interpreted_kernel_equals_the_reference(kind, k, groups, zero, config):
-    x, packed, scale, zeros, _ = problem(kind, 64, k, 3, groups, zero=zero)
+    x, packed, scale, zeros, _ = problem(kind, config.tile, k, 3, groups, zero=zero)
     y = quantized_api.planar_matmul("product", x, packed, scale, zeros, "mosaic_gpu", config, True)
     expected = np.asarray(reference(x, packed, (scale, zeros)), np.float64)
     np.testing.assert_allclose(
@@ -118,6 +124,37 @@ def lower_for_cuda(on_an_h100, monkeypatch):
 def test_the_kernel_lowers_for_cuda(lower_for_cuda, kind, groups, config):
     text = lower_for_cuda(kind, groups, "mosaic_gpu", config, zero=groups > 1)
     assert text.count("mosaic_gpu_v2") == 1
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="this jax sends nothing in a cluster")
+@pytest.mark.parametrize(
+    ("kind", "groups", "config"),
+    [
+        ("int8", 1, Config(2, 2, split_k=2, tile=128, cluster=2)),
+        ("int4", 32, Config(1, 2, split_k=4, tile=256, cluster=4, parts=2, slots=3)),
+    ],
+)
+def test_clusters_add_up_themselves(lower_for_cuda, kind, groups, config):
+    assert lower_for_cuda(kind, groups, "mosaic_gpu", config).count("mosaic_gpu_v2") == 1
+
+
+def test_cuts_that_do_not_fit_are_refused_by_name():
+    plan = Problem(16, 512, 4096, "int4", 128, 64).plan
+    for config, says in [
+        (Config(split_k=4, cluster=2), "cluster=2"),
+        (Config(tile=96), "tile=96"),
+        (Config(split_k=2, cluster=2), "multiples of 128"),
+        (Config(tile=512), "tile=512"),
+        (Config(depth=3), "4 x 1 x 3"),
+        (Config(parts=3), "3 parts"),
+        (Config(8, 2, parts=4, slots=5), "32 barriers"),
+    ]:
+        assert says in plan.refuse(config)
+    x, packed, scale, _, _ = problem("int8", 128, 512, 3, 1)
+    if jax.__version_info__ >= (0, 11):
+        cluster = Config(1, 2, split_k=2, tile=128, cluster=2)
+        with pytest.raises(NotImplementedError, match="cluster > 1 cannot be interpreted"):
+            quantized_matmul(x, packed, scale, config=cluster, interpret=True)
 
 
 def test_gradients_are_those_of_the_reference():
