@@ -185,7 +185,7 @@ def test_bad_arguments_are_named():
     [
         (shapes.Problem(16, 64, 8192, 2, 4, 32), "blocks of 32"),
         (shapes.Problem(16, 64, 8192 - 12, 2, 4, 1), "k=8180"),
-        (shapes.Problem(16, 64, 2049 * 128, 2, 4, 1), "no multiple of 256"),
+        (shapes.Problem(16, 64, 3 * 128, 2, 4, 1, "int4", 96), "groups of 96"),
         (shapes.Problem(16, 64, 8192, 2, 4, 1, "int4", 32), "groups of 32"),
         (shapes.Problem(65, 64, 8192, 2, 4, 1), "65 rows"),
     ],

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.packing_nm import LANES, PIECE, PLANAR_WIDTH, Layout, PackedNM, layout_of
-from jaxlab.kernels.plan import Config, Plan, steps_of
+from jaxlab.kernels.plan import TILE, Config, Plan, steps_of
 
-# Words of a row that shared memory is swizzled by, at the least.
-_WORDS = 16
+# A block of the kernel has two tiles where they are at most as long, for 64 rows of W and 16 of x:
+# two steps for each of four warpgroups fit then.
+_BYTES = 27 * 1024
 
 
 class Problem(NamedTuple):
@@ -51,12 +52,15 @@ class Problem(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        """Tiles of the layout to a block of the kernel: the fewest with codes to copy, and whole
-        groups of scales.
-        """
+        """Tiles of the layout to a block of the kernel: short blocks, of whole groups of scales."""
         layout, scaled = self.layout, self.scaled
-        enough = (t for t in (1, 2, 4, 8) if t * layout.words % _WORDS == 0)
-        return next((t for t in enough if not scaled or t * layout.tile % scaled == 0), 1)
+        if not layout.tile:
+            return 1
+        fields = FORMATS[self.kind].fields if self.kind else 1
+        each = 2 * (TILE * (layout.values // fields + layout.words) + 16 * layout.tile)
+        enough = 2 if 2 * each <= _BYTES and self.k % (2 * layout.tile) == 0 else 1
+        whole = (t for t in (1, 2, 4, 8) if not scaled or t * layout.tile % scaled == 0)
+        return next((t for t in whole if t >= enough), 1)
 
     @property
     def plan(self) -> Plan:
