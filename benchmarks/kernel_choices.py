@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from claim import RESULTS, stored
-from kernel_places import on_device, peers, ranked
+from kernel_places import floor, on_device, peers, ranked
 from kernel_units import KERNELS
 
 from jaxlab.kernels import dispatch
@@ -99,7 +99,8 @@ def write_configs(name: str) -> None:
 def merge(name: str, folder: str) -> None:
     """Joins what processes stored with what is there, and removes their files.
 
-    Later measurements replace earlier ones; a device's limits are the best that a process saw.
+    Later measurements replace earlier ones. A device's limits are the best that a process saw, and
+    all floors are by those.
     """
     where = Path(folder) if folder else RESULTS
     joined: dict[str, Any] = {}
@@ -119,9 +120,9 @@ def merge(name: str, folder: str) -> None:
 
 
 def _joined(name: str, record: dict[str, Any] | None, part: dict[str, Any]) -> dict[str, Any]:
-    if record is None:
-        return {**part, "benchmark": name}
-    old, new = record["result"], part["result"]
+    new = part["result"]
+    old: dict[str, Any] = record["result"] if record else {"cells": {}, "dense": {}}
     limits = {k: max(old.get(k, 0), v) for k, v in new.items() if isinstance(v, float)}
     cells, dense = ({**old[k], **new[k]} for k in ("cells", "dense"))
+    cells = {key: {**cell, "floor": floor(cell, limits)} for key, cell in cells.items()}
     return {**part, "benchmark": name, "result": {**new, **limits, "cells": cells, "dense": dense}}

@@ -28,3 +28,14 @@ def peers(result: Any, cell: Any) -> dict[str, dict[str, Any]]:
         **{f"XLA {name.removeprefix('xla').strip()}".strip(): row for name, row in xla.items()},
         **{f"torch {name.removeprefix('torch').strip()}": row for name, row in torch.items()},
     }
+
+
+def floor(cell: Any, limits: Any) -> float:
+    """Microseconds that bytes or operations take at the least.
+
+    Args:
+      cell: with "bytes", "flops" and "peak".
+      limits: "bandwidth", and operations a second by peak; of one that is missing there is none.
+    """
+    operations = cell["flops"] / limits.get(cell["peak"], float("inf"))
+    return round(max(cell["bytes"] / limits["bandwidth"], operations) * 1e6, 2)

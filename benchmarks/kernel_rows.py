@@ -11,7 +11,7 @@ import kernel_timing
 from kernel_cases import cases
 from kernel_cell import Cell
 from kernel_peers import dense_peers, packed_peers, time_peers
-from kernel_places import ranked
+from kernel_places import floor, ranked
 from kernel_timing import alone
 
 # A bfloat16 result, with weights that XLA rounds to bfloat16 first.
@@ -30,15 +30,14 @@ def measure(cells: Sequence[Cell], limits: dict[str, float]) -> dict[str, Any]:
       limits: "bandwidth", and operations a second by `Cell.peak`.
     """
     first = cells[0]
-    seconds = first.nbytes / limits["bandwidth"], first.flops / limits[first.peak]
     result: dict[str, Any] = {
         "sizes": list(first.problem.sizes),
         "rows": first.problem.rows,
         "bytes": first.nbytes,
         "flops": first.flops,
         "peak": first.peak,
-        "floor": round(max(seconds) * 1e6, 2),
     }
+    result["floor"] = floor(result, limits)
     result["xla"] = _xla(first)
     result["ours"] = [row for cell in cells for row in ours(cell)]
     with alone():

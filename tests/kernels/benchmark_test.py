@@ -171,7 +171,13 @@ def test_a_kernel_is_taken_where_it_beats_all_of_xla_by_the_margin(module):
 def test_parts_are_joined_and_removed(module, tmp_path):
     about = {"device": "X", "versions": {}}
     for i, speed in enumerate((1.0, 2.0)):
-        result = {"cells": {f"c{i}": {}}, "dense": {f"d{i}": {}}, "bandwidth": speed, "layout": 1}
+        cell = {"bytes": 4e6, "flops": 0, "peak": "bf16", "floor": 4.0}
+        result = {
+            "cells": {f"c{i}": cell},
+            "dense": {f"d{i}": {}},
+            "bandwidth": speed * 1e12,
+            "layout": 1,
+        }
         record = {**about, "benchmark": f"kernels_part{i}of2", "result": result}
         (tmp_path / f"kernels_part{i}of2-X.json").write_text(json.dumps(record))
     module("kernel_choices").merge("kernels", str(tmp_path))
@@ -182,7 +188,9 @@ def test_parts_are_joined_and_removed(module, tmp_path):
     result = record["result"]
     assert list(result["cells"]) == ["c0", "c1"]
     assert list(result["dense"]) == ["d0", "d1"]
-    assert (result["bandwidth"], result["layout"]) == (2.0, 1)
+    assert (result["bandwidth"], result["layout"]) == (2e12, 1)
+    # 4 MB at the better bandwidth.
+    assert [cell["floor"] for cell in result["cells"].values()] == [2.0, 2.0]
 
 
 def test_the_rows_at_which_a_kernel_wins_are_told_from_all_that_were_measured(module):
@@ -230,8 +238,10 @@ def test_one_slow_repeat_breaks_the_ranking(module):
 
 def test_a_goal_is_scaled_by_the_floor_of_the_device(module):
     goals = module("kernel_goals")
-    cell = place("op", "kind", 16, 10.0, 20.0) | {"bytes": 27_696_000}
-    # 10 us on an H100, and twice as fast here.
+    cell = place("op", "kind", 16, 10.0, 20.0) | {"bytes": 30_000_000}
+    # 10 us on an H100; a slower copy allows no more.
+    assert goals.allowed(cell | {"floor": 11.0}, 14) == 14
+    # Twice as fast here.
     cell["floor"] = 5.0
     assert goals.allowed(cell, 14) == pytest.approx(7.0)
     key = "quantized_matmul int4 8192x8192 b16"
