@@ -4,7 +4,7 @@ Each function here is one place where the versions differ, or where interpreting
 needs another way than compiling it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -168,26 +168,34 @@ def on_registers(words: jax.Array, per_register: Callable[[Any], Any]) -> jax.Ar
     return convert(words)
 
 
-def bytes_on_registers(words: jax.Array, per_pair: Callable[[Any, Any], Any]) -> jax.Array:
+def bytes_on_registers(
+    words: jax.Array, amounts: Sequence[jax.Array], per_pair: Callable[..., list[Any]]
+) -> jax.Array:
     """Maps pairs of registers, of two 16-bit words each, to registers of four int8.
 
     Args:
-      words: uint16 in the layout of products of int8.
-      per_pair: of two 32-bit MLIR values, the lower words first, one.
+      words: uint16, (rows, columns), in the layout of products of int8.
+      amounts: int32, one for each of what a pair is mapped to.
+      per_pair: of two 32-bit MLIR values, the lower words first, and the amounts: as many values.
+
+    Returns:
+      int8 in the same layout: side by side, what each amount made of the words.
     """
     import numpy as np
     from jax.experimental.mosaic.gpu import fragmented_array, utils
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import vector
 
-    layout = plgpu.Layout.WGMMA_8BIT
-    result = plgpu.ShapeDtypeStruct(words.shape, jnp.int8, layout=layout)
+    layout, scalar = plgpu.Layout.WGMMA_8BIT, plgpu.Layout.WG_SPLAT(())
+    shape = (words.shape[0], words.shape[1] * len(amounts))
+    result = plgpu.ShapeDtypeStruct(shape, jnp.int8, layout=layout)
 
-    @plgpu.inline_mgpu(arg_types=(layout,), return_type=result)
-    def convert(_: Any, x: Any) -> Any:
+    @plgpu.inline_mgpu(arg_types=(layout, *(scalar for _ in amounts)), return_type=result)
+    def convert(_: Any, x: Any, *by: Any) -> Any:
         pair = ir.VectorType.get((2,), ir.IntegerType.get_signless(32))
         four = ir.VectorType.get((4,), ir.IntegerType.get_signless(8))
-        out = np.empty_like(x.registers)
+        values = [amount.registers.item() for amount in by]
+        parts = [np.empty_like(x.registers) for _ in by]
         for at, register in np.ndenumerate(x.registers):
             both = utils.bitcast(register, pair)
             halves = [
@@ -196,10 +204,15 @@ def bytes_on_registers(words: jax.Array, per_pair: Callable[[Any, Any], Any]) ->
                 )
                 for i in (0, 1)
             ]
-            out[at] = utils.bitcast(per_pair(*halves), four)
-        return fragmented_array.FragmentedArray(_registers=out, _layout=x.layout, _is_signed=True)
+            for part, made in zip(parts, per_pair(*halves, *values), strict=True):
+                part[at] = utils.bitcast(made, four)
+        # Tiles of columns are the second axis of the registers.
+        registers = np.concatenate(parts, axis=1)
+        return fragmented_array.FragmentedArray(
+            _registers=registers, _layout=x.layout, _is_signed=True
+        )
 
-    return convert(words)
+    return convert(words, *amounts)
 
 
 def shifted(register: Any, right: int) -> Any:
@@ -212,6 +225,13 @@ def shifted(register: Any, right: int) -> Any:
         return register
     by = utils.c(abs(right), ir.IntegerType.get_signless(32))
     return arith.shrui(register, by) if right > 0 else arith.shli(register, by)
+
+
+def left_by(register: Any, by: Any) -> Any:
+    """A 32-bit MLIR value shifted left by another."""
+    from jaxlib.mlir.dialects import arith
+
+    return arith.shli(register, by)
 
 
 def assembly(code: str, *registers: Any) -> Any:

@@ -4,7 +4,7 @@
 128 + the field, exactly. A sign bit over 0x3F80, which is 1, is +1 or -1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,31 +93,48 @@ def _late(form: Format, p: int) -> tuple[int, int, int, int]:
     return at - place, (2**form.bits - 1) << place, base, low + (1 if form.signs else -form.low)
 
 
-def int8_signs(words: jax.Array, p: int) -> jax.Array:
-    """The signs in field p of words of kind "binary", as int8.
+# A field of words of 16 signs: its place in their lower half or, if so, in their upper one.
+Half = tuple[jax.Array, bool]
 
-    >>> words = jnp.array([[2, 1]], jnp.uint16)
-    >>> int8_signs(words, 0).tolist()
-    [[1, -1]]
+
+def int8_signs(words: jax.Array, fields: Sequence[Half]) -> jax.Array:
+    """The signs in fields of words of kind "binary", as int8.
+
+    Args:
+      words: uint16, (rows, columns).
+      fields: of each, its place, int32 from 0 to 7, and whether it is in the upper half.
+
+    Returns:
+      (rows, fields columns), the first field first.
+
+    >>> words = jnp.array([[0x102, 1]], jnp.uint16)
+    >>> int8_signs(words, [(jnp.int32(0), False), (jnp.int32(0), True)]).tolist()
+    [[1, -1, -1, 1]]
     """
-    bit = (words.astype(jnp.int32) >> p) & 1
-    return (1 - 2 * bit).astype(jnp.int8)
+    wide = words.astype(jnp.int32)
+    places = [jnp.full(words.shape, low + jnp.int32(8 * upper)) for low, upper in fields]
+    bits = [lax.shift_right_logical(wide, place) & 1 for place in places]
+    return jnp.concatenate([1 - 2 * bit for bit in bits], axis=1).astype(jnp.int8)
 
 
-def int8_signs_in_registers(words: jax.Array, p: int) -> jax.Array:
+def int8_signs_in_registers(words: jax.Array, fields: Sequence[Half]) -> jax.Array:
     """The same inside a Mosaic GPU kernel, four words at a time, in the layout of int8 products.
 
-    Fields p and p + 8 share their shifts, which bring one to the top of the lower bytes and the
-    other to that of the upper ones. The instruction that gathers these bytes repeats their signs.
+    A field and the one eight above it share their shifts, which bring the one to the top of the
+    lower bytes and the other to that of the upper ones. The instruction that gathers these bytes
+    repeats their top bits.
     """
-    low = "0xECA8" if p < 8 else "0xFDB9"
-    code = f"{{ .reg .b32 a; prmt.b32 a, $1, $2, {low}; or.b32 $0, a, 0x01010101; }}"
 
-    def per_pair(first: Any, second: Any) -> Any:
-        left = 7 - p % 8
-        return _compat.assembly(code, _compat.shifted(first, -left), _compat.shifted(second, -left))
+    def per_pair(first: Any, second: Any, *lefts: Any) -> list[Any]:
+        made = []
+        for left, (_, upper) in zip(lefts, fields, strict=True):
+            which = "0xFDB9" if upper else "0xECA8"
+            code = f"{{ .reg .b32 a; prmt.b32 a, $1, $2, {which}; or.b32 $0, a, 0x01010101; }}"
+            shifted = _compat.left_by(first, left), _compat.left_by(second, left)
+            made.append(_compat.assembly(code, *shifted))
+        return made
 
-    return _compat.bytes_on_registers(words, per_pair)
+    return _compat.bytes_on_registers(words, [jnp.int32(7) - low for low, _ in fields], per_pair)
 
 
 def _offset(words: jax.Array, form: Format, p: int) -> jax.Array:

@@ -65,10 +65,12 @@ def test_fields_are_those_that_were_packed():
     q = jnp.asarray(signs(np.random.default_rng(0), 3, 2048))
     words = pack(q, "binary", width=64).words
     for block in (0, 1):
-        for p in range(16):
-            got = int8_signs(words[:, block * 64 : (block + 1) * 64], p)
-            at = block * 1024 + p * 64
-            np.testing.assert_array_equal(np.asarray(got), np.asarray(q[:, at : at + 64]))
+        own = words[:, block * 64 : (block + 1) * 64]
+        for fields in ([3], [0, 8], [7, 15, 2, 10]):
+            got = int8_signs(own, [(jnp.int32(p % 8), p >= 8) for p in fields])
+            at = [block * 1024 + p * 64 for p in fields]
+            expected = np.concatenate([q[:, i : i + 64] for i in at], axis=1)
+            np.testing.assert_array_equal(np.asarray(got), expected)
 
 
 # jax 0.10 interprets no products from slices of tiled memory; there the kernel is only lowered.
@@ -192,8 +194,9 @@ def test_what_the_kernel_does_not_take_is_said():
     fits = Problem(4096, 4096, 4096, 64, True, "int32")
     for problem, config, says in [
         (fits._replace(n=4000), Config(), "n=4000"),
-        (fits._replace(width=32), Config(), "blocks of 32"),
-        (fits, Config(stages=6), "shared memory"),
+        (fits._replace(width=32), Config(stages=3, unpack=1), "blocks of 32"),
+        (fits._replace(k=4096 + 256), Config(), "multiple of 512"),
+        (fits, Config(stages=8), "shared memory"),
         (fits, Config(tile_n=64), "tile_n"),
         (fits._replace(rows=16, k=2**18), plan.Config(), "float32 is exact"),
     ]:

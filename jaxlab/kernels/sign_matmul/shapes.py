@@ -15,6 +15,8 @@ TILE = 64
 CONSUMERS = 2
 # Bytes of k to a stage: what shared memory is arranged by.
 STEP = 128
+# Words of a row that are held at a time where both operands are unpacked in the kernel.
+HELD = 32
 # Sums of so many products of int8 with signs are exact in float32.
 MOST_K = 2**17
 
@@ -104,7 +106,9 @@ class Problem(NamedTuple):
         rows = CONSUMERS * TILE
         bits_a, bits_b = self.unpacked(config)
         stage = STEP * (config.tile_n + (0 if bits_a else rows))
-        words = 2 * self.width * (config.tile_n * bits_b + rows * bits_a)
+        words = 2 * (
+            (config.tile_n + rows) * HELD if bits_a else config.tile_n * self.width * bits_b
+        )
         return config.stages * stage + words + CONSUMERS * 2 * TILE * STEP + 2048
 
     def cut(self, stored: Mapping[str, Any] | None) -> Config | plan.Config:
@@ -123,7 +127,7 @@ class Problem(NamedTuple):
             next((c for c in tries if not refuse(self, c)), None)
             for tile_n in (256, 128)
             for unpack in ((2, 1, 0) if self.packed else (1, 0))
-            for tries in ([Config(tile_n, stages, unpack) for stages in (6, 5, 4, 3)],)
+            for tries in ([Config(tile_n, stages, unpack) for stages in (4, 6, 3)],)
         ]
         found = [config for config in deepest if config is not None]
         other = [dataclasses.replace(found[0], across=a) for a in (4, 16)] if found else []
@@ -146,10 +150,12 @@ def refuse(problem: Problem, config: Config | plan.Config) -> str:
         return f"{config} is none of tile_n 128 or 256, unpack 0 to 2, stages from 2"
     if problem.n % config.tile_n:
         return f"n={problem.n} is no multiple of tile_n={config.tile_n}"
-    if problem.k % STEP:
-        return f"k={problem.k} is no multiple of {STEP}"
-    if config.unpack and problem.width not in (64, 128):
-        return f"words in blocks of {problem.width}; it unpacks those of 64 and 128"
+    bits_a, bits_b = problem.unpacked(config)
+    step = FORMATS["binary"].fields * HELD if bits_a else STEP
+    if problem.k % step:
+        return f"k={problem.k} is no multiple of {step}"
+    if bits_b and not bits_a and problem.width not in (64, 128):
+        return f"words in blocks of {problem.width}; it unpacks those of 64 and 128 for int8"
     if problem.shared_bytes(config) > plan.SHARED_BYTES:
         return f"{problem.shared_bytes(config)} bytes of shared memory"
     return ""
