@@ -200,6 +200,8 @@ class Plan:
 
     def _cuts(self, like: Config) -> Iterator[Config]:
         for ways in (4, 8, 2, 1):
+            if ways * like.tile > 8 * TILE:  # more would not fit into registers
+                continue
             fitting: list[Config] = []
             for stages in (8, 6, 4, 3, 2, 1):
                 # Where x comes in parts, less of it is in flight than of the weights.

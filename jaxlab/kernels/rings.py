@@ -52,11 +52,12 @@ def shared_memory(
         scratch["partial"] = plgpu.SMEM((ways - 1, tile, columns), jnp.float32)
         scratch["met"] = plgpu.Barrier(num_arrivals=ways)
     if config.cluster > 1:
+        arrivals = (config.cluster - 1) * (tile // TILE // config.cluster)
         sent = (config.cluster, tile // config.cluster, columns)
         sums_tiling = _compat.tiled(columns, 32)
         scratch["sent"] = plgpu.SMEM(sent, jnp.float32, transforms=sums_tiling)
-        scratch["received"] = plgpu.Barrier(num_arrivals=config.cluster - 1)
+        scratch["received"] = plgpu.Barrier(num_arrivals=arrivals)
     if interpret:
-        staged = (ways, tile + TILE * config.late, plan.width)
+        staged = (ways, TILE, plan.width)
         scratch["staging"] = plgpu.SMEM(staged, jnp.bfloat16, transforms=x_tiling)
     return scratch
