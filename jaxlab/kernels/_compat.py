@@ -122,8 +122,10 @@ def transposed(ref: Any) -> Any:
     return plgpu.transpose_ref(ref, (1, 0)) if VERSION < (0, 11) else ref.T
 
 
-def tiled(columns: int, bits: int) -> tuple[Any, Any]:
+def tiled(columns: int, bits: int) -> tuple[Any, ...]:
     """How shared memory that a tensor-core product reads is arranged: tiles, and swizzled."""
+    if columns * bits == 128:  # rows of 16 bytes are too short for that
+        return (plgpu.TilingTransform((8, columns)),)
     swizzle = plgpu.find_swizzle(columns * bits)
     return plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlab.kernels.nm_matmul import dequantize_nm, nm_matmul
-from jaxlab.kernels.nm_matmul.shapes import problem_of
+from jaxlab.kernels.nm_matmul.shapes import Cut, problem_of, refuse
 from jaxlab.kernels.packing import FORMATS, pack
 from jaxlab.kernels.packing_nm import pack_nm
 from jaxlab.kernels.plan import Config
@@ -129,7 +129,10 @@ def test_derivatives_and_batches_are_those_of_the_reference(split_k):
     ],
 )
 @pytest.mark.parametrize("split_k", [1, 2])
-def test_compiled_groups_equal_the_dense_product(n, m, block, kind, groups, rows, split_k):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_groups_equal_the_dense_product(
+    n, m, block, kind, groups, rows, split_k, in_place
+):
     n_out, k = 512, 8192
     rng = np.random.default_rng(rows)
     mask = np.repeat(rng.random((n_out, k // (m * block), m)).argsort(-1) < n, block, -1)
@@ -141,9 +144,16 @@ def test_compiled_groups_equal_the_dense_product(n, m, block, kind, groups, rows
         scale = jnp.asarray(rng.uniform(0.5, 1.5, (groups, n_out)), jnp.bfloat16)
     packed = jax.jit(lambda w, mask: pack_nm(w, mask, n, m, block=block, kind=kind))(w, mask)
     x = jnp.asarray(rng.normal(size=(rows, k)), jnp.bfloat16)
-    plan = problem_of(rows, packed, groups).plan
-    cuts = (Config(ways, 2, split_k) for ways in (2, 1))
-    config = next((c for c in cuts if not plan.refuse(c)), Config(1, 1, split_k))
+    # What fits of warpgroups and steps; two parts of x, with split k.
+    parts = split_k
+    cuts = [
+        Cut(ways, stages, split_k, parts=parts, in_place=in_place)
+        for ways, stages in ((2, 2), (1, 2), (1, 1))
+    ]
+    of = problem_of(rows, packed, groups)
+    config = next((c for c in cuts if not refuse(of, c)), cuts[-1])
+    if "in_place" in refuse(of, config):
+        pytest.skip("x is not ordered in place here")
     y = nm_matmul(x, packed, scale, implementation="mosaic_gpu", config=config)
     dense = np.asarray(dequantize_nm(packed, scale), np.float64)
     close(y, np.asarray(x, np.float64) @ dense.T)

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.kernels.nm_matmul import dequantize_nm, nm_matmul, registers, shapes
+from jaxlab.kernels.nm_matmul import (
+    dequantize_nm,
+    nm_matmul,
+    operations,
+    ordering,
+    registers,
+    shapes,
+)
 from jaxlab.kernels.packing_nm import PIECE, dense_lanes, layout_of, pack_nm
 from jaxlab.kernels.plan import Config
 
@@ -74,6 +81,33 @@ def test_registers_hold_the_dense_weights_in_the_order_of_x(n, m, block):
         np.testing.assert_array_equal(got, expected[:, at : at + PIECE])
 
 
+@pytest.mark.parametrize("m", [4, 8])
+def test_the_order_of_x_in_shared_memory_is_that_of_xla(m):
+    # A pattern whose groups have pairs the other way round, and one without.
+    layout = layout_of(2, m, 1, 8192)
+    x = np.arange(16 * 128, dtype=np.uint16).reshape(16, 128)
+
+    def swizzled(x):
+        # As tiles of (8, 64), of whose rows chunk c of row r is at c ^ r.
+        tiles = x.reshape(2, 8, 2, 8, 8).swapaxes(1, 2)
+        rows = np.arange(8)[:, None]
+        return tiles[:, :, rows, np.arange(8) ^ rows].reshape(-1)
+
+    memory = swizzled(x).view(np.uint32).copy()
+    do = operations.Emulated()
+    sources, targets = ordering.chunks(do, jnp.arange(16 * 2 * 2, dtype=jnp.uint32))
+
+    def words(place):
+        return [np.asarray(place) // 4 + i for i in range(4)]
+
+    pairs = [[jnp.asarray(memory[at]) for at in words(place)] for place in sources]
+    for place, chunk in zip(targets, ordering.transposed(do, layout, pairs), strict=True):
+        for at, pair in zip(words(place), chunk, strict=True):
+            memory[at] = np.asarray(pair)
+    expected = swizzled(np.asarray(dense_lanes(jnp.asarray(x), layout)))
+    np.testing.assert_array_equal(memory, expected.view(np.uint32))
+
+
 def test_selectors_pick_the_kept_values_of_every_pair_of_places():
     # As PTX has `prmt`: four numbers of three bits, and beyond the first register are zeros.
     source = [10, 11, 20, 21, 0, 0, 0, 0]
@@ -111,17 +145,16 @@ def test_the_interpreted_kernel_equals_the_reference(n, m, k, kind, groups, conf
 
 
 @pytest.mark.parametrize(
-    ("n", "m", "block", "kind", "groups", "tile"),
+    ("n", "m", "block", "kind", "groups", "config"),
     [
-        (2, 4, 1, None, 1, 128),
-        (1, 4, 1, None, 1, 64),
-        (1, 8, 1, "int4", 16, 64),
-        (1, 8, 2, "int8", 1, 64),
+        (2, 4, 1, None, 1, Config(2, 1, tile=128)),
+        (1, 4, 1, None, 1, shapes.Cut(2, 1, parts=2, in_place=True)),
+        (1, 8, 1, "int4", 16, shapes.Cut(2, 1, in_place=True)),
+        (1, 8, 2, "int8", 1, Config(2, 1)),
     ],
 )
-def test_the_kernel_lowers_for_cuda(on_an_h100, n, m, block, kind, groups, tile):
+def test_the_kernel_lowers_for_cuda(on_an_h100, n, m, block, kind, groups, config):
     x, packed, scale, _ = problem(n, m, 128, 2048, 16, block=block, kind=kind, groups=groups)
-    config = Config(2, 1, tile=tile)
 
     def product(x, packed, scale):
         return nm_matmul(x, packed, scale, implementation="mosaic_gpu", config=config)
@@ -192,3 +225,11 @@ def test_bad_arguments_are_named():
 )
 def test_what_the_kernel_does_not_take_is_named(of, says):
     assert says in shapes.refuse(of, Config(1, 1))
+
+
+def test_x_is_ordered_in_place_by_whole_warps_of_layouts_that_fit():
+    cut = shapes.Cut(1, 1, parts=4, in_place=True)
+    assert "8 rows of 64" in shapes.refuse(shapes.Problem(1, 64, 8192, 2, 4, 1), cut)
+    assert "span of 16" in shapes.refuse(shapes.Problem(16, 64, 8192, 1, 16, 1), cut)
+    candidates = shapes.Problem(16, 8192, 8192, 2, 4, 1).plan.candidates(4)
+    assert [vars(c)["in_place"] for c in candidates] == [False, True] * 2

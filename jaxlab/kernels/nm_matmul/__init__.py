@@ -2,6 +2,6 @@
 
 from jaxlab.kernels.nm_matmul.api import nm_matmul
 from jaxlab.kernels.nm_matmul.reference import dequantize_nm
-from jaxlab.kernels.nm_matmul.shapes import Problem
+from jaxlab.kernels.nm_matmul.shapes import Cut, Problem
 
-__all__ = ["Problem", "dequantize_nm", "nm_matmul"]
+__all__ = ["Cut", "Problem", "dequantize_nm", "nm_matmul"]

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, pl, plgpu
 from jaxlab.kernels.dispatch import require_hopper
+from jaxlab.kernels.nm_matmul.ordering import in_shared_memory
 from jaxlab.kernels.nm_matmul.reference import Floating, joined
 from jaxlab.kernels.nm_matmul.registers import piece_of
-from jaxlab.kernels.nm_matmul.shapes import Problem, problem_of, refuse
+from jaxlab.kernels.nm_matmul.shapes import Cut, Problem, problem_of, refuse
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.packing_nm import PIECE, PackedNM, dense_lanes
 from jaxlab.kernels.plan import Config
@@ -49,11 +50,24 @@ def mosaic_gpu(
         )
     if reason := refuse(problem, config):
         raise NotImplementedError(f"mosaic_gpu: {reason}")
-    ordered = dense_lanes(x, problem.layout)
-    out_dtype = jnp.bfloat16 if config.split_k == 1 else jnp.float32
+    # Interpreters know no addresses.
+    in_place = isinstance(config, Cut) and config.in_place and not interpret
+    ordered = x if in_place else dense_lanes(x, problem.layout)
+    arrange = functools.partial(in_shared_memory, layout=problem.layout) if in_place else None
+    out_dtype = jnp.bfloat16 if config.sums_outside == 1 else jnp.float32
     operands = [values.words if isinstance(values, Planar) else values, weights.code]
     unpack = _unpack(problem, bool(interpret))
-    y = streamed(problem.plan, config, unpack, ordered, operands, scale, out_dtype, bool(interpret))
+    y = streamed(
+        problem.plan,
+        config,
+        unpack,
+        ordered,
+        operands,
+        scale,
+        out_dtype,
+        bool(interpret),
+        arrange,
+    )
     return y.astype(x.dtype)
 
 

@@ -1,5 +1,6 @@
 """Which problems the kernel takes."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,35 @@ from jaxlab.kernels.plan import TILE, Config, Plan, steps_of
 # A block of the kernel has two tiles where they are at most as long, for 64 rows of W and 16 of x:
 # two steps for each of four warpgroups fit then.
 _BYTES = 27 * 1024
+_WARP = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut(Config):
+    """How a product is cut.
+
+    Attributes:
+      in_place: whether x is put in order in shared memory by those who multiply with it, and not
+        by a launch before.
+    """
+
+    in_place: bool = False
+
+
+class _Plan(Plan):
+    def candidates(self, most: int = 8) -> list[Config]:
+        """As `Plan` has them, each with both ways to order x."""
+        half = super().candidates(-(-most // 2))
+        both: list[Config] = [Cut(**vars(c), in_place=own) for c in half for own in (False, True)]
+        return [c for c in both if not _refuse_in_place(self, c)][:most]
+
+
+def _refuse_in_place(plan: Plan, config: Config) -> str:
+    # Two threads for each row of 64 columns, in whole warps.
+    rows = plan.padded_rows * plan.x_columns * config.depth // config.parts // PIECE
+    if isinstance(config, Cut) and config.in_place and rows % (_WARP // 2):
+        return f"in_place=True; {rows} rows of 64 columns of x are no whole warps of threads"
+    return ""
 
 
 class Problem(NamedTuple):
@@ -68,7 +98,7 @@ class Problem(NamedTuple):
         layout, tiles = self.layout, self.tiles
         columns = tiles * layout.tile
         fields = FORMATS[self.kind].fields if self.kind else 1
-        return Plan(
+        return _Plan(
             rows=self.rows,
             n=self.n_out,
             blocks=self.k // columns if columns else 0,
@@ -81,7 +111,7 @@ class Problem(NamedTuple):
 
     def cut(self, stored: Mapping[str, Any] | None) -> Config:
         """As `dispatch.Problem` has it."""
-        return self.plan.cut(stored)
+        return Cut(**stored) if stored else next(iter(self.plan.candidates(1)), Cut())
 
 
 def problem_of(rows: int, packed: PackedNM, groups: int = 1) -> Problem:
@@ -108,4 +138,6 @@ def refuse(problem: Problem, config: Config) -> str:
         problem.scaled % (LANES * layout.span) or problem.plan.x_columns % problem.scaled
     ):
         return f"groups of {problem.scaled}; it takes multiples of {LANES * layout.span}"
-    return problem.plan.refuse(config)
+    if isinstance(config, Cut) and config.in_place and LANES * layout.span != PIECE:
+        return f"in_place=True; it takes a span of {PIECE // LANES}, not {layout.span}"
+    return _refuse_in_place(problem.plan, config) or problem.plan.refuse(config)
