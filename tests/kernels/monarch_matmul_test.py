@@ -271,8 +271,8 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
         monkeypatch.setattr(dispatch, "_table", lambda op, kind, stored=stored: stored)
         assert lower_for_cuda(SQUARE, times) == launches
     monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
-    # Products in both directions are the same problem where blocks are; other orders are not.
-    assert lower_for_cuda(SQUARE, functools.partial(times, transpose=True)) == 2
+    # Other orders and the transpose are problems of their own.
+    assert lower_for_cuda(SQUARE, functools.partial(times, transpose=True)) == 0
     assert lower_for_cuda(SQUARE, functools.partial(times, blocked=False)) == 0
     assert lower_for_cuda(SQUARE, times, rows=512) == 0
 
@@ -280,7 +280,10 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
         loss = lambda *args: jnp.sum(times(*args).astype(jnp.float32) ** 2)  # noqa: E731
         return jax.grad(loss, (0, 1, 2))(x, w1, w2)
 
+    assert lower_for_cuda(SQUARE, gradient) == 2
+    table["entries"][problem_of(4096, w1, w2, blocked=True, transpose=True).key] = entry
     assert lower_for_cuda(SQUARE, gradient) == 4
+    assert lower_for_cuda(SQUARE, functools.partial(times, transpose=True)) == 2
     monkeypatch.setenv(dispatch.EVERYWHERE, "xla")
     assert lower_for_cuda(SQUARE, times) == 0
 
@@ -307,3 +310,4 @@ def test_problems_are_told_apart():
     assert few.key == "16-16-4/blocked-blocked/1024x1024/b16"
     assert square.key == "64-64-1/blocked-blocked/4096x4096/b16"
     assert square._replace(blocked=False).family == "64-64-1/blocked-interleaved"
+    assert square._replace(turned=True).family == "64-64-1/blocked-blocked-turned"

@@ -46,33 +46,26 @@ class Config:
 
 # Enough tiles on their way to hide what memory takes to answer, in as much as shared memory has.
 _TRIED = (
-    *(
-        Config(64, ways=ways, stages=stages, outs=outs, fused=True, room=room)
-        for ways, stages, outs, room in (
-            (2, 4, 2, 2),
-            (3, 3, 1, 2),
-            (2, 3, 1, 2),
-            (1, 3, 1, 2),
-            (1, 2, 2, 2),
-            (1, 3, 1, 6),
-            (2, 4, 2, 0),
-            (1, 3, 1, 0),
-        )
-    ),
+    Config(ways=2, stages=4, outs=2, fused=True),
+    Config(ways=4, stages=4, outs=2),
+    Config(ways=1, stages=3, fused=True),
+    Config(ways=3, stages=3, fused=True),
+    Config(ways=4, stages=3),
+    Config(ways=2, stages=3, fused=True),
+    Config(ways=3, stages=3),
+    Config(ways=2, stages=3, blocks=2),
     Config(128, ways=1, stages=4, outs=2, fused=True),
-    Config(64, part=64, ways=1, stages=2, fused=True),
-    Config(64, ways=4, stages=4, outs=2),
-    Config(64, ways=4, stages=3),
-    Config(64, ways=3, stages=3),
-    Config(64, ways=4, stages=2),
-    Config(64, ways=2, stages=3, outs=2),
-    Config(64, ways=2, stages=3, blocks=2),
-    Config(64, ways=4, stages=4, outs=2, backwards=False),
-    Config(64, ways=3, stages=3, backwards=False),
+    Config(ways=1, stages=2, outs=2, fused=True),
+    Config(ways=4, stages=4, outs=2, backwards=False),
     Config(128, ways=4, stages=2),
+    Config(ways=1, stages=3, fused=True, room=6),
+    Config(ways=1, stages=3, fused=True, room=0),
+    Config(ways=4, stages=2),
+    Config(ways=2, stages=3, outs=2),
     Config(128, ways=2, stages=4, outs=2),
-    Config(64, part=64, ways=2, stages=3),
-    Config(64, part=64, ways=1, stages=2),
+    Config(part=64, ways=1, stages=2, fused=True),
+    Config(part=64, ways=2, stages=3),
+    Config(part=64, ways=1, stages=2),
 )
 
 
@@ -111,7 +104,7 @@ class Problem(NamedTuple):
     `out_width` outputs; each of the first feeds each of the second `rank` numbers.
 
     `blocked` is whether the outputs, and `blocked_inputs` whether the inputs are in the order of
-    their blocks and not interleaved.
+    their blocks and not interleaved; `turned` is whether weights lie as (inputs, outputs).
     """
 
     rows: int
@@ -122,6 +115,7 @@ class Problem(NamedTuple):
     rank: int
     blocked: bool = True
     blocked_inputs: bool = True
+    turned: bool = False
 
     @property
     def first(self) -> Stage:
@@ -145,6 +139,7 @@ class Problem(NamedTuple):
             "blocked" if blocked else "interleaved"
             for blocked in (self.blocked_inputs, self.blocked)
         ]
+        orders += ["turned"] if self.turned else []
         return f"{self.blocks}-{self.out_blocks}-{self.rank}/{'-'.join(orders)}"
 
     @property
@@ -195,7 +190,7 @@ def problem_of(
     (k, q, p), (l, s, _) = w1.shape, w2.shape  # noqa: E741
     rank = q // l if q % l == 0 else 0
     if transpose:
-        return Problem(rows, l, s, k, p, rank, True, blocked)
+        return Problem(rows, l, s, k, p, rank, True, blocked, turned=True)
     return Problem(rows, k, p, l, s, rank, blocked, True)
 
 
