@@ -24,10 +24,10 @@ from jaxlab.kernels._compat import load, pl, plgpu, transposed
 from jaxlab.kernels.plan import TILE, Config, Plan
 from jaxlab.kernels.rings import shared_memory
 
-# A column of the block of x, and what makes the (rows, width) numbers that meet it and the next;
+# A column of the block of x, and what makes the (64, width) numbers that meet it and the next;
 # where `Config.late` is set, what they have too much of, too.
 Piece = tuple[int, Callable[[], jax.Array]] | tuple[int, Callable[[], jax.Array], int]
-# Reads the references of a block's packed weights, (rows, columns) each; pieces by group of scales.
+# Reads the references of a block's packed weights, (64, columns) each; pieces by group of scales.
 Unpack = Callable[[Sequence[Any]], list[Piece]]
 Arrange = Callable[[Any], None]
 
@@ -83,7 +83,7 @@ def _build(
     stages, slots = plan.stages(config), plan.slots(config)
     depth, parts, groups = config.depth, config.parts, plan.groups * config.depth
     part_columns = plan.x_columns * depth // parts
-    apart = config.apart
+    apart, tiles = config.apart, tile // TILE
 
     def body(x_gmem: Any, *refs: Any, **scratch: Any) -> None:
         *w_gmem, out_gmem = refs[: len(dtypes)] + refs[-1:]
@@ -93,8 +93,10 @@ def _build(
         peer = lax.axis_index("peer") if config.cluster > 1 else jnp.int32(0)
         split = split * jnp.int32(config.cluster) + peer
         rows = pl.ds(row * tile, tile)
+        rows_of = [pl.ds(t * TILE, TILE) for t in range(tiles)]
         staging = scratch["staging"].at[way] if interpret else None
-        sums = _compat.sums(tile + TILE * config.late, columns)
+        # Of each tile of 64 rows, and of the constants.
+        sums = [_compat.sums(TILE, columns)] * (tiles + config.late)
 
         def at(step: Any) -> Any:
             return (split * jnp.int32(steps) + step) * jnp.int32(ways) + way
@@ -127,24 +129,21 @@ def _build(
                     _compat.meet()
                 fetch_one(i + jnp.int32(ring), lax.rem(i, jnp.int32(ring)))
 
-        def without_constants(total: jax.Array) -> jax.Array:
-            if not config.late:
-                return total
-            # The last rows are those of a W of constants, all alike.
-            return total[:tile] - jnp.concatenate([total[tile:]] * (tile // TILE))
+        def without_constants(totals: Sequence[jax.Array]) -> Sequence[jax.Array]:
+            return [t - totals[-1] for t in totals[:-1]] if config.late else totals
 
-        def broadcast(values: jax.Array) -> jax.Array:
-            return lax.broadcast_in_dim(values.astype(jnp.float32), (tile, columns), (0,))
+        def times(total: jax.Array, values: jax.Array) -> jax.Array:
+            wide = lax.broadcast_in_dim(values.astype(jnp.float32), (TILE, columns), (0,))
+            return total * wide
 
-        def pieces_of(slot: Any) -> list[tuple[int, Callable[[], jax.Array]]]:
-            pieces = []
+        def pieces_of(slot: Any, of: Any) -> list[tuple[int, Piece]]:
+            pieces: list[tuple[int, Piece]] = []
             for d in range(depth):
                 blocks = [
-                    scratch[f"w{j}"].at[way, slot, :, pl.ds(d * width, width)]
+                    scratch[f"w{j}"].at[way, slot, of, pl.ds(d * width, width)]
                     for j, width in enumerate(plan.w_columns)
                 ]
-                first = d * plan.x_columns
-                pieces += [(first + piece[0], _with_constant(piece)) for piece in unpack(blocks)]
+                pieces += [(d * plan.x_columns + piece[0], piece) for piece in unpack(blocks)]
             return pieces
 
         def step(i: Any, consume: Callable[[Any, Any, Any, Any], Any], carry: Any) -> Any:
@@ -152,8 +151,9 @@ def _build(
             plgpu.barrier_wait(scratch["arrived"].at[way * stages + slot])
             if arrange is not None and not apart:
                 arrange(scratch["x"].at[way, slot])
-            pieces = pieces_of(slot)
-            per_part = _per_part(pieces, parts, part_columns)
+            pieces = [pieces_of(slot, of) for of in rows_of]
+            places = [column for column, _ in pieces[0]]
+            per_part = _per_part(places, parts, part_columns)
             released = 0
 
             def release(last: int) -> None:
@@ -163,7 +163,7 @@ def _build(
                     refill(fetch_x, i * parts + released, slots, steps * parts)
                     released += 1
 
-            def multiply(acc: Any, some: range) -> None:
+            def multiply(accs: Sequence[Any], some: range) -> None:
                 for j in some:
                     item = i * jnp.int32(parts) + j // per_part
                     x_slot = lax.rem(item, jnp.int32(slots))
@@ -171,17 +171,20 @@ def _build(
                         plgpu.barrier_wait(scratch["x_arrived"].at[way * slots + x_slot])
                         if arrange is not None:
                             arrange(scratch["x"].at[way, x_slot])
-                    column, make = pieces[j]
-                    there = pl.ds(column % part_columns, plan.width)
+                    there = pl.ds(places[j] % part_columns, plan.width)
                     b = transposed(scratch["x"].at[way, x_slot, :, there])
-                    _compat.accumulate(acc, make(), b, staging)
-                    plgpu.wgmma_wait(config.in_flight)
+                    makers = [of_tile[j][1][1] for of_tile in pieces]
+                    if config.late:
+                        makers.append(_constant(pieces[0][j][1], plan.width))
+                    for acc, make in zip(accs, makers, strict=True):
+                        _compat.accumulate(acc, make(), b, staging)
+                        plgpu.wgmma_wait(config.in_flight)
                     release(j - config.in_flight)
                 plgpu.wgmma_wait(0)
                 release(some.stop - 1)
 
             scales = scratch["scale"].at[way, slot] if groups else None
-            carry = consume(carry, multiply, len(pieces), scales)
+            carry = consume(carry, multiply, len(places), scales)
             refill(fetch, i, stages, steps)
             return carry
 
@@ -194,91 +197,104 @@ def _build(
                     fetch_x(jnp.int32(item), jnp.int32(item))
             return lax.fori_loop(0, steps, lambda i, c: step(i, consume, c), start)
 
-        def by_group(total: jax.Array, multiply: Any, count: int, s_smem: Any) -> jax.Array:
+        def by_group(
+            totals: tuple[jax.Array, ...], multiply: Any, count: int, s_smem: Any
+        ) -> tuple[jax.Array, ...]:
             each = count // groups
-            # Asked for now, so that they are there when the products are.
-            scales = [load(s_smem.at[g], layout.reduce(1)) for g in range(groups)]
             for g in range(groups):
+                # Asked for now, so that they are there when the products are.
+                scales = [load(s_smem.at[g, of], layout.reduce(1)) for of in rows_of]
 
-                def product(acc: Any, g: int = g) -> jax.Array:
-                    multiply(acc, range(g * each, (g + 1) * each))
-                    return acc[...]
+                def product(*accs: Any, g: int = g) -> Any:
+                    multiply(accs, range(g * each, (g + 1) * each))
+                    return [acc[...] for acc in accs]
 
-                part = without_constants(pl.run_scoped(product, sums))
-                total = total + part * broadcast(scales[g])
-            return total
+                found = without_constants(pl.run_scoped(product, *sums))
+                new = zip(totals, found, scales, strict=True)
+                totals = tuple(total + times(part, scale) for total, part, scale in new)
+            return totals
 
-        def whole() -> jax.Array:
-            by_row = None if s_gmem is None else s_gmem.at[0, rows]
-            if by_row is not None:
-                by_row = load(by_row, layout.reduce(1), optimized=False)
+        def whole() -> Sequence[jax.Array]:
+            scales = []
+            if s_gmem is not None:
+                firsts = [pl.ds(row * tile + t * TILE, TILE) for t in range(tiles)]
+                scales = [
+                    load(s_gmem.at[0, first], layout.reduce(1), optimized=False) for first in firsts
+                ]
 
-            def product(acc: Any) -> jax.Array:
-                def consume(carry: Any, multiply: Any, count: int, scales: Any) -> Any:
-                    del scales
-                    multiply(acc, range(count))
+            def product(*accs: Any) -> Any:
+                def consume(carry: Any, multiply: Any, count: int, s_smem: Any) -> Any:
+                    del s_smem
+                    multiply(accs, range(count))
                     return carry
 
                 loop(consume, jnp.int32(0))
-                return acc[...]
+                return [acc[...] for acc in accs]
 
-            total = without_constants(pl.run_scoped(product, sums))
-            return total if by_row is None else total * broadcast(by_row)
+            totals = without_constants(pl.run_scoped(product, *sums))
+            return [times(t, s) for t, s in zip(totals, scales, strict=True)] if scales else totals
 
-        def store(total: jax.Array, first: Any) -> None:
+        def store(totals: Sequence[jax.Array], first: Any) -> None:
             out_smem = scratch["out_smem"]
-            turned = plgpu.layout_cast(total.astype(out_dtype), plgpu.Layout.WGMMA_TRANSPOSED)
-            transposed(out_smem)[...] = turned
+            for of, total in zip(rows_of[: len(totals)], totals, strict=True):
+                target = out_smem if len(totals) == 1 else out_smem.at[:, of]
+                turned = plgpu.layout_cast(total.astype(out_dtype), plgpu.Layout.WGMMA_TRANSPOSED)
+                transposed(target)[...] = turned
             plgpu.commit_smem()
-            target = out_gmem.at[split] if config.sums_outside > 1 else out_gmem
-            plgpu.copy_smem_to_gmem(out_smem, target.at[:, pl.ds(first, total.shape[0])])
+            out = out_gmem.at[split] if config.sums_outside > 1 else out_gmem
+            plgpu.copy_smem_to_gmem(out_smem, out.at[:, pl.ds(first, TILE * len(totals))])
             plgpu.wait_smem_to_gmem(0)
 
-        def finish(total: jax.Array) -> None:
+        def finish(totals: Sequence[jax.Array]) -> None:
             if config.cluster == 1:
-                store(total, row * tile)
+                store(totals, row * tile)
                 return
             # Each block of the cluster finishes some of the rows, and is sent what it lacks.
-            share = tile // config.cluster
-            mine = [total[p * share : (p + 1) * share] for p in range(config.cluster)]
-            for p, part in enumerate(mine):
+            share = tiles // config.cluster
+            mine = [totals[p * share : (p + 1) * share] for p in range(config.cluster)]
+            sent, received = scratch["sent"], scratch["received"]
+            for p, some in enumerate(mine):
 
                 @pl.when(peer != p)
-                def _(p: int = p, part: jax.Array = part) -> None:
-                    _compat.send(part, scratch["sent"].at[peer], scratch["received"], p, "peer")
+                def _(p: int = p, some: Any = some) -> None:
+                    for t, part in enumerate(some):
+                        _compat.send(part, sent.at[peer, rows_of[t]], received, p, "peer")
 
-            plgpu.barrier_wait(scratch["received"])
-            for p, part in enumerate(mine):
+            plgpu.barrier_wait(received)
+            for p, some in enumerate(mine):
 
                 @pl.when(peer == p)
-                def _(p: int = p, part: jax.Array = part) -> None:
+                def _(p: int = p, some: Any = some) -> None:
+                    summed = list(some)
                     for q in range(config.cluster):
-                        if q != p:
-                            part = part + load(scratch["sent"].at[q], layout)
-                    store(part, row * tile + p * share)
+                        for t in range(share) if q != p else ():
+                            summed[t] = summed[t] + load(sent.at[q, rows_of[t]], layout)
+                    store(summed, row * tile + p * share * TILE)
 
         if groups:
-            zeros = plgpu.layout_cast(jnp.zeros((tile, columns), jnp.float32), layout)
-            total = loop(by_group, zeros)
+            zeros = plgpu.layout_cast(jnp.zeros((TILE, columns), jnp.float32), layout)
+            totals = loop(by_group, (zeros,) * tiles)
         else:
-            total = whole()
+            totals = whole()
         if ways == 1:
-            finish(total)
+            finish(totals)
             return
         partial, met = scratch["partial"], scratch["met"]
 
         @pl.when(way > 0)
         def _() -> None:
-            partial[way - 1] = total
+            for of, total in zip(rows_of, totals, strict=True):
+                partial[way - 1, of] = total
 
         plgpu.barrier_arrive(met)
 
         @pl.when(way == 0)
         def _() -> None:
             plgpu.barrier_wait(met)
-            summed = total
+            summed = list(totals)
             for other in range(ways - 1):
-                summed = summed + load(partial.at[other], layout)
+                for t, of in enumerate(rows_of):
+                    summed[t] = summed[t] + load(partial.at[other, of], layout)
             finish(summed)
 
     return _compat.kernel(
@@ -295,28 +311,23 @@ def _build(
     )
 
 
-def _with_constant(piece: Piece) -> Callable[[], jax.Array]:
-    """Makes rows of nothing but a constant, too, below those that have it too much."""
+def _constant(piece: Piece, width: int) -> Callable[[], jax.Array]:
+    """Rows of nothing but what the numbers of a piece have too much of."""
     if len(piece) == 2:
-        return piece[1]
-    _, make, constant = piece
+        raise NotImplementedError("mosaic_gpu: late=True, and pieces of W that name no constants")
+    constant = piece[2]
 
-    def both() -> jax.Array:
-        a = make()
-        rows = jnp.full((TILE, a.shape[1]), constant, a.dtype)
-        return jnp.concatenate([a, plgpu.layout_cast(rows, plgpu.Layout.WGMMA)])
+    def make() -> jax.Array:
+        rows = jnp.full((TILE, width), constant, jnp.bfloat16)
+        return plgpu.layout_cast(rows, plgpu.Layout.WGMMA)
 
-    return both
+    return make
 
 
-def _per_part(
-    pieces: list[tuple[int, Callable[[], jax.Array]]], parts: int, part_columns: int
-) -> int:
-    """Pieces to a part of x."""
-    each = len(pieces) // parts
-    if len(pieces) % parts or any(
-        c // part_columns != j // each for j, (c, _) in enumerate(pieces)
-    ):
+def _per_part(places: list[int], parts: int, part_columns: int) -> int:
+    """Pieces to a part of x, of pieces at these columns."""
+    each = len(places) // parts
+    if len(places) % parts or any(c // part_columns != j // each for j, c in enumerate(places)):
         raise NotImplementedError(
             f"mosaic_gpu: pieces of W do not take x in {parts} parts in order"
         )
