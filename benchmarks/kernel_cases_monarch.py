@@ -43,7 +43,7 @@ def _cell(n: int, blocks: int, rows: int, blocked: bool = True, transpose: bool 
         reference=_alone(functools.partial(reference, **how)),
         xla={
             "xla": _alone(functools.partial(xla, **how)),
-            "xla, as without kernels": _alone(functools.partial(_as_before, **how)),
+            "xla without kernels": _alone(functools.partial(_as_before, **how)),
             "dense": lambda x, w1, w2, dense: x @ dense,
         },
         torch={
