@@ -1,6 +1,4 @@
-"""The kernels for Hopper: of many rows `persistent` has it; of few, the weights' bits stream through
-registers, as in the other products with packed weights.
-"""
+"""The kernels for Hopper: `persistent`, of many rows; of few, b streams through registers."""
 
 import dataclasses
 import functools

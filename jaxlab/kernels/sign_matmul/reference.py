@@ -10,6 +10,10 @@ from jax import lax
 from jaxlab.core.matrix import accumulator
 from jaxlab.kernels.packing import Planar, unpack
 
+# Products of signs up to which a CPU was measured to be no slower with bits than with int8: ten
+# times as fast with few rows, equal here, and a fifth as fast at 2048 x 2048 x 2048.
+COUNTED = 2**28
+
 
 def as_int8(a: jax.Array, b: Planar) -> jax.Array:
     """The left operand as (rows, k) int8: itself, or packed words like those of b unpacked."""
@@ -31,8 +35,9 @@ def reference(a: jax.Array, b: Planar, scale: jax.Array | None, dtype: Any) -> j
 
 
 def xla(a: jax.Array, b: Planar, scale: jax.Array | None, dtype: Any) -> jax.Array:
-    """The product of int8 matrices, or on a CPU of packed ones, which counts their bits sooner."""
-    if a.dtype == jnp.int8:
+    """The product of int8 matrices, or on a CPU of packed ones while counting is no slower."""
+    n, k = b.shape
+    if a.dtype == jnp.int8 or a.shape[0] * n * k > COUNTED:
         product = int8_product(a, b)
     else:
         product = lax.platform_dependent(a, b, cpu=popcount, default=int8_product)
