@@ -65,6 +65,38 @@ def in_groups(x: jax.Array, group: int, axis: int) -> jax.Array:
     return x.reshape((*x.shape[:at], x.shape[at] // group, group, *x.shape[at + 1 :]))
 
 
+def check_rounding(owner: str, w: jax.Array, quant: str, group: int | None) -> int:
+    """How many inputs share a scale, of a kernel that can be rounded by columns.
+
+    Args:
+      owner: the method, for messages.
+      w: (..., d_in, d_out), floating.
+      quant: a key of `LARGEST`.
+      group: consecutive inputs that share a scale; None: all of a column.
+
+    Raises:
+      ValueError: an argument is out of range, or (outside jit) `w` is not finite.
+
+    >>> check_rounding("quantized", jnp.ones((64, 2)), "int4", None)
+    64
+    """
+    if quant not in LARGEST:
+        raise ValueError(f"{owner}: quant={quant!r}; {suggest(str(quant), LARGEST)}")
+    d_in = w.shape[-2]
+    group = d_in if group is None else group
+    whole = isinstance(group, int) and not isinstance(group, bool)
+    if not whole or group < 1 or d_in % group:
+        legal = [d for d in range(1, d_in + 1) if d_in % d == 0]
+        nearest = min(legal, key=lambda d: abs(d - group)) if whole else d_in
+        raise ValueError(
+            f"{owner}: group={group!r} must be a whole number that divides d_in={d_in}; "
+            f"nearest: {nearest}"
+        )
+    if not isinstance(w, Tracer) and not bool(jnp.all(jnp.isfinite(w))):
+        raise ValueError(f"{owner}: the kernel is not all finite, so it has no scale")
+    return group
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _rounded(w: jax.Array, quant: str, group: int) -> tuple[jax.Array, jax.Array]:
     integers, scale = round_to_integers(w, LARGEST[quant], group, -2)
@@ -121,21 +153,9 @@ class Quantized(PlanarMatrix):
         528
         """
         check_dense("quantized", w)
-        if quant not in LARGEST:
-            raise ValueError(f"quantized: quant={quant!r}; {suggest(str(quant), LARGEST)}")
+        size = check_rounding("quantized", w, quant, group)
+        words, scale = _rounded(w, quant, size)
         d_in = w.shape[-2]
-        group = d_in if group is None else group
-        whole = isinstance(group, int) and not isinstance(group, bool)
-        if not whole or group < 1 or d_in % group:
-            legal = [d for d in range(1, d_in + 1) if d_in % d == 0]
-            nearest = min(legal, key=lambda d: abs(d - group)) if whole else d_in
-            raise ValueError(
-                f"quantized: group={group!r} must be a whole number that divides d_in={d_in}; "
-                f"nearest: {nearest}"
-            )
-        if not isinstance(w, Tracer) and not bool(jnp.all(jnp.isfinite(w))):
-            raise ValueError("quantized: the kernel is not all finite, so it has no scale")
-        words, scale = _rounded(w, quant, group)
         return cls(words, scale, d_in, quant, packing_width(d_in, quant), LAYOUT_VERSION)
 
     def rmatmul(self, x: jax.Array) -> jax.Array:

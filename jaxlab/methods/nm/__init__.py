@@ -1,7 +1,8 @@
 """N:M sparsity: of every m consecutive weights along an axis, the n largest are kept.
 
-`matrix` has the trainable form, `packed` and `quantized` the stored ones; `schedule` and `recipes`
-say how a pattern closes, `oneshot` prunes without training, `flops` counts what all of it costs.
+`matrix` has the trainable form, `packed`, `quantized` and `planes` the stored ones; `schedule` and
+`recipes` say how a pattern closes, `oneshot` prunes without training, `flops` counts what all of it
+costs.
 """
 
 from jaxlab.methods.nm.flops import nm_iso_flop_table, nm_train_flops
@@ -12,6 +13,7 @@ from jaxlab.methods.nm.matrix import NM
 from jaxlab.methods.nm.nvidia import pack_24_nvidia
 from jaxlab.methods.nm.oneshot import nm_one_shot, sparsegpt_prune, wanda_scores
 from jaxlab.methods.nm.packed import NMPacked, nm_matmul, nm_pack, nm_unpack
+from jaxlab.methods.nm.planes import NMPlanes, nm_pack_planes
 from jaxlab.methods.nm.prune import nm_finalize, nm_prune
 from jaxlab.methods.nm.quantized import NMQuantized
 from jaxlab.methods.nm.schedule import NMConfig, Phase, nm_frames, nm_phase
@@ -21,6 +23,7 @@ __all__ = [
     "NMConfig",
     "NMPacked",
     "NMPattern",
+    "NMPlanes",
     "NMQuantized",
     "Phase",
     "nm_diagnostics",
@@ -34,6 +37,7 @@ __all__ = [
     "nm_matmul",
     "nm_one_shot",
     "nm_pack",
+    "nm_pack_planes",
     "nm_phase",
     "nm_prune",
     "nm_train_flops",

@@ -13,16 +13,19 @@ import dataclasses
 import functools
 import logging
 import math
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
 from jaxlab.core.matrix import Example, Matrix, check_dense, matrix, static
+from jaxlab.core.registry import suggest
 from jaxlab.methods.dense import Dense
 from jaxlab.methods.nm.forward import nm_diagnostics, nm_effective, srste_regularise
 from jaxlab.methods.nm.mask import NMPattern, check_scores, nm_mask
 from jaxlab.methods.nm.packed import nm_pack
+from jaxlab.methods.nm.planes import check_planes, nm_pack_planes
 from jaxlab.methods.nm.positions import kept_blocks
 from jaxlab.methods.nm.recipes import RECIPES
 from jaxlab.methods.nm.schedule import (
@@ -37,6 +40,19 @@ from jaxlab.methods.nm.schedule import (
 _LOG = logging.getLogger(__name__)
 
 
+class _Store(NamedTuple):
+    """A stored form: which patterns it refuses, and how a weight and its mask are packed."""
+
+    check: Callable[[NMPattern], None]
+    pack: Callable[[jax.Array, jax.Array, NMPattern], Matrix]
+
+
+_STORES = {
+    "packed": _Store(NMPattern.check_matrix_axis, nm_pack),
+    "planes": _Store(check_planes, nm_pack_planes),
+}
+
+
 @matrix("nm")
 class NM(Matrix):
     """A dense master and the N:M pattern it is trained towards.
@@ -45,12 +61,14 @@ class NM(Matrix):
     weight as it acts now. All of the master is trained. `finalize` packs it.
 
     weight: (..., d_in, d_out), the master; mask: booleans of its shape, only where the mask is not
-    a function of the present weight (a fixed, frozen or rarely updated one).
+    a function of the present weight (a fixed, frozen or rarely updated one); store: the form that
+    `finalize` makes.
     """
 
     weight: jax.Array
     mask: jax.Array | None
     config: NMConfig = static()
+    store: str = static(default="packed")
 
     axes = {"weight": ("in", "out"), "mask": ("in", "out")}
     dense_product = True
@@ -65,6 +83,8 @@ class NM(Matrix):
             {"n": 2, "m": 4, "recipe": "sr-ste"},
             {"n": 2, "m": 4, "lam": -1.0},
             {"n": 2, "m": 4, "recipe": "mdgf_exp"},
+            {"n": 2, "m": 4, "store": "plane"},
+            {"n": 2, "m": 4, "axis": -1, "store": "planes"},
         ),
     )
     CITE = """@article{bambhaniya2024progressive,
@@ -95,6 +115,7 @@ class NM(Matrix):
         mask_update_every: int = 1,
         freeze_mask_at: int | None = None,
         first_step: int = 0,
+        store: Literal["packed", "planes"] = "packed",
         key: jax.Array | None = None,
     ) -> Self:
         """Makes `w` the master weight.
@@ -117,6 +138,8 @@ class NM(Matrix):
           mask_update_every: steps between two computations of the mask.
           freeze_mask_at: step from which the mask stays; None for never.
           first_step: the step that this matrix begins at; the training loop says it.
+          store: what `finalize` makes: "packed", the smallest (`nm_packed`), or "planes", which
+            kernels read (`nm_planes`).
           key: unused.
 
         Raises:
@@ -127,7 +150,9 @@ class NM(Matrix):
         """
         check_dense("nm", w)
         pattern = NMPattern(n, m, axis, block)
-        pattern.check_matrix_axis()
+        if store not in _STORES:
+            raise ValueError(f"nm: store={store!r}; {suggest(str(store), _STORES)}")
+        _STORES[store].check(pattern)
         pattern.check(w.shape)
         check_scores(w)
         config = NMConfig(
@@ -147,7 +172,7 @@ class NM(Matrix):
         _warn_of_other_frames(config, w.shape[axis])
         for _, frame in nm_frames(config, w.shape[axis]):
             frame.check(w.shape)
-        matrix = cls(w, None, config)
+        matrix = cls(w, None, config, store)
         if not config.keeps_mask:
             return matrix
         mask = matrix._fresh_mask(nm_phase(config, first_step))
@@ -182,7 +207,7 @@ class NM(Matrix):
         weight = self.weight
         if RECIPES[cfg.recipe].fixed:
             weight = jnp.where(mask | phase.is_dense, weight, jnp.zeros_like(weight))
-        return type(self)(weight, mask, cfg)
+        return type(self)(weight, mask, cfg, self.store)
 
     def support(self, progress: jax.Array) -> dict[str, jax.Array]:
         """Of a fixed mask: the entries of the master that live on."""
@@ -225,7 +250,7 @@ class NM(Matrix):
         lam = jnp.where(phase.is_dense, 0.0, cfg.lam if RECIPES[cfg.recipe].pulls else 0.0)
         # With the leading axes of a stack, so that scan and vmap can take it apart.
         factor, lam = (jnp.broadcast_to(x, self.shape[:-2]) for x in (phase.decay, lam))
-        return NMNow(self.weight, mask, factor, lam, cfg)
+        return NMNow(self.weight, mask, factor, lam, cfg, self.store)
 
     def _fresh_mask(self, phase: Phase) -> jax.Array:
         """The mask of the present weight, of the frame's pattern."""
@@ -264,6 +289,7 @@ class NMNow(Matrix):
     factor: jax.Array
     lam: jax.Array
     config: NMConfig = static()
+    store: str = static(default="packed")
 
     axes = {"weight": ("in", "out"), "mask": ("in", "out"), "factor": (), "lam": ()}
     dense_product = True
@@ -291,7 +317,7 @@ class NMNow(Matrix):
             # The stored one, unless it still is an earlier frame's.
             kept = jnp.sum(kept_blocks(self.mask, pattern) > 0, axis=pattern.axis)
             mask = jnp.where(jnp.all(kept == pattern.n), self.mask, mask)
-        return nm_pack(self.weight, mask, pattern)
+        return _STORES[self.store].pack(self.weight, mask, pattern)
 
 
 def _over_entries(x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from jaxlab.core.matrix import Example, check_dense, matrix, static
 from jaxlab.methods.nm.mask import NMPattern
 from jaxlab.methods.nm.oneshot import nm_one_shot
 from jaxlab.methods.nm.positions import keep, kept_blocks, spread
-from jaxlab.methods.nm.product import PackedMatrix, nm_matmul
+from jaxlab.methods.nm.product import PackedMatrix, PatternMatrix, nm_matmul
 from jaxlab.methods.nm.quantized import NMQuantized, quantize
 
 __all__ = ["NMPacked", "nm_matmul", "nm_pack", "nm_unpack"]
@@ -55,7 +55,7 @@ def nm_pack(
     if mask.shape != w.shape:
         raise ValueError(f"nm_pack: the mask of shape {mask.shape} is not w's, {w.shape}")
     if not isinstance(mask, Tracer):
-        _check_mask(mask, pattern)
+        check_mask("nm_pack", mask, pattern)
     values, index = keep(w, mask, pattern)
     if quant is None:
         return NMPacked(values, index, pattern.n, pattern.m, pattern.axis, pattern.block)
@@ -63,24 +63,25 @@ def nm_pack(
     return NMQuantized(values, scale, index, pattern.n, pattern.m, pattern.axis, pattern.block)
 
 
-def _check_mask(mask: jax.Array, pattern: NMPattern) -> None:
+def check_mask(owner: str, mask: jax.Array, pattern: NMPattern) -> None:
+    """Raises a ValueError unless every group of a mask, which is no tracer, has n whole blocks."""
     counts = kept_blocks(mask, pattern)
     if not bool(jnp.all((counts == 0) | (counts == pattern.block))):
-        raise ValueError(f"nm_pack: the mask keeps parts of blocks of {pattern.block} entries")
+        raise ValueError(f"{owner}: the mask keeps parts of blocks of {pattern.block} entries")
     kept = jnp.sum(counts > 0, axis=pattern.axis)
     if not bool(jnp.all(kept == pattern.n)):
         of = "entries" if pattern.block == 1 else "blocks"
         raise ValueError(
-            f"nm_pack: groups of the mask hold {int(kept.min())} to {int(kept.max())} {of} and "
+            f"{owner}: groups of the mask hold {int(kept.min())} to {int(kept.max())} {of} and "
             f"not n={pattern.n}; make it with nm_mask"
         )
 
 
-def nm_unpack(packed: PackedMatrix) -> jax.Array:
+def nm_unpack(packed: PatternMatrix) -> jax.Array:
     """The dense array of a packed matrix: the kept values bit for bit, zeros elsewhere.
 
     Args:
-      packed: (..., d_in, d_out), exact or quantised.
+      packed: (..., d_in, d_out), of any stored form.
 
     >>> w = jnp.array([[4.0], [-3.0], [2.0], [1.0]])
     >>> nm_unpack(NMPacked.from_dense(w, n=2, m=4)).T.tolist()

@@ -1,4 +1,4 @@
-"""The product with a packed N:M matrix, and what the classes of packed matrices share."""
+"""The product with a stored N:M matrix, and what the classes of stored matrices share."""
 
 import functools
 import math
@@ -11,20 +11,42 @@ from jaxlab.core.matrix import Cost, Matrix, accumulator
 from jaxlab.methods.nm.mask import NMPattern
 
 
-class PackedMatrix(Matrix):
-    """A matrix that stores `n` of every `m` blocks along `axis`, and an `index` of where they are.
+class PatternMatrix(Matrix):
+    """A matrix that stores `n` of every `m` blocks of its pattern, and where they are.
 
     The reference product makes the dense array, which lives for the product only: it spends m / n
     times the operations that `cost` counts, and before them n selects for each dense entry (a
     gather or scatter where n > 4). What it saves is memory, not time.
     """
 
+    dense_product = True
+
+    @property
+    def pattern(self) -> NMPattern:
+        """The groups."""
+        raise NotImplementedError
+
+    def rmatmul(self, x: jax.Array) -> jax.Array:
+        """`x @ W`."""
+        return _product(x, self, False)
+
+    def tmatmul(self, x: jax.Array) -> jax.Array:
+        """`x @ W.T`."""
+        return _product(x, self, True)
+
+    def cost(self, rows: int) -> Cost:
+        """FLOPs of the stored values; a product with the dense array spends m / n times as many."""
+        dense, pattern = super().cost(rows), self.pattern
+        return Cost(flops=dense.flops * pattern.n // pattern.m, bytes=dense.bytes)
+
+
+class PackedMatrix(PatternMatrix):
+    """A `PatternMatrix` whose kept entries stand in order along `axis`, with an `index` of them."""
+
     n: int
     m: int
     axis: int
     block: int
-
-    dense_product = True
 
     @property
     def pattern(self) -> NMPattern:
@@ -50,22 +72,12 @@ class PackedMatrix(Matrix):
         bits = self.pattern.position_bits
         return self.pattern.tile(self.m * self.block * (math.lcm(bits, 8) // bits))
 
-    def rmatmul(self, x: jax.Array) -> jax.Array:
-        """`x @ W`."""
-        return nm_matmul(x, self)
 
-    def tmatmul(self, x: jax.Array) -> jax.Array:
-        """`x @ W.T`."""
-        return _product(x, self, True)
+def nm_matmul(x: jax.Array, packed: PatternMatrix) -> jax.Array:
+    """`x @ W` of a stored W, as a function; `nm_planes` may run a kernel, the others do not.
 
-    def cost(self, rows: int) -> Cost:
-        """FLOPs of the stored values; the reference product spends m / n times as many."""
-        dense = super().cost(rows)
-        return Cost(flops=dense.flops * self.n // self.m, bytes=dense.bytes)
-
-
-def nm_matmul(x: jax.Array, packed: PackedMatrix) -> jax.Array:
-    """`x @ W` of a packed W through the dense array, which lives for the product only.
+    The op under `nm_planes` has the same name: `jaxlab.kernels.nm_matmul` takes bare arrays (a
+    `PackedNM` of (d_out, d_in)) and multiplies by their transpose. Each refuses the other's.
 
     The gradient has a rule of its own, so that the dense array is not kept for the backward pass
     but made again there: x gets `g @ W.T`, stored values get what `x.T @ g` has at their
@@ -78,19 +90,27 @@ def nm_matmul(x: jax.Array, packed: PackedMatrix) -> jax.Array:
     Returns:
       (..., d_out), in x's dtype, accumulated in float32 or better.
 
+    Raises:
+      TypeError: `packed` is no stored matrix of this package.
+
     >>> from jaxlab.methods.nm.packed import NMPacked
     >>> nm_matmul(jnp.ones((3, 8)), NMPacked.from_dense(jnp.ones((8, 2)), n=1, m=4)).tolist()
     [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
     """
-    return _product(x, packed, False)
+    if not isinstance(packed, PatternMatrix):
+        raise TypeError(
+            f"nm_matmul: packed is a {type(packed).__name__}; valid: what nm_pack or "
+            "nm_pack_planes makes. A PackedNM goes to jaxlab.kernels.nm_matmul"
+        )
+    return packed.rmatmul(x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: jax.Array, packed: PackedMatrix, transposed: bool) -> jax.Array:
+def _product(x: jax.Array, packed: PatternMatrix, transposed: bool) -> jax.Array:
     return _multiply(x, packed.to_dense(), transposed)
 
 
-def _forward(x: jax.Array, packed: PackedMatrix, transposed: bool) -> tuple[jax.Array, Any]:
+def _forward(x: jax.Array, packed: PatternMatrix, transposed: bool) -> tuple[jax.Array, Any]:
     return _product(x, packed, transposed), (x, packed)
 
 
