@@ -26,11 +26,16 @@ class Cut(Config):
     in_place: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
 class _Plan(Plan):
+    # Whether the layout is one that x can be ordered for in shared memory.
+    orders: bool = False
+
     def candidates(self, most: int = 8) -> list[Config]:
         """As `Plan` has them, each with both ways to order x."""
-        half = super().candidates(-(-most // 2))
-        both: list[Config] = [Cut(**vars(c), in_place=own) for c in half for own in (False, True)]
+        ways = (False, True) if self.orders else (False,)
+        some = super().candidates(-(-most // len(ways)))
+        both: list[Config] = [Cut(**vars(c), in_place=own) for c in some for own in ways]
         return [c for c in both if not _refuse_in_place(self, c)][:most]
 
 
@@ -93,7 +98,7 @@ class Problem(NamedTuple):
         return next((t for t in whole if t >= enough), 1)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> _Plan:
         """As the kernel has it."""
         layout, tiles = self.layout, self.tiles
         columns = tiles * layout.tile
@@ -107,6 +112,7 @@ class Problem(NamedTuple):
             w_columns=(tiles * layout.values // fields, tiles * layout.words),
             w_bits=(16, 16),
             groups=columns // self.scaled if self.scaled else 0,
+            orders=LANES * layout.span == PIECE,
         )
 
     def cut(self, stored: Mapping[str, Any] | None) -> Config:
@@ -138,6 +144,6 @@ def refuse(problem: Problem, config: Config) -> str:
         problem.scaled % (LANES * layout.span) or problem.plan.x_columns % problem.scaled
     ):
         return f"groups of {problem.scaled}; it takes multiples of {LANES * layout.span}"
-    if isinstance(config, Cut) and config.in_place and LANES * layout.span != PIECE:
+    if isinstance(config, Cut) and config.in_place and not problem.plan.orders:
         return f"in_place=True; it takes a span of {PIECE // LANES}, not {layout.span}"
     return _refuse_in_place(problem.plan, config) or problem.plan.refuse(config)
