@@ -74,8 +74,9 @@ class Method(NamedTuple):
 
 METHODS = {
     "int4": Method("quantized", {"quant": "int4", "group": 128}),
-    "2:4": Method("nm_packed", {"n": 2, "m": 4, "scores": "magnitude"}),
-    "1:8": Method("nm_packed", {"n": 1, "m": 8, "scores": "magnitude"}),
+    "2:4": Method("nm_planes", {"n": 2, "m": 4, "scores": "magnitude"}),
+    "2:4 of int4": Method("nm_planes", {"n": 2, "m": 4, "quant": "int4", "group": 128}),
+    "1:8": Method("nm_planes", {"n": 1, "m": 8, "scores": "magnitude"}),
     "1-bit": Method("signs", {"quant": "binary"}),
     "low rank, half of the numbers": Method("low_rank", {"ratio": 0.5}, drawn=True),
     "int8": Method("quantized", {"quant": "int8", "group": None}),

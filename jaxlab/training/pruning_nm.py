@@ -9,6 +9,7 @@ from jaxlab.core.match import first_match, leaf_paths
 from jaxlab.core.matrix import is_matrix
 from jaxlab.core.registry import register
 from jaxlab.methods.nm import NM, NMConfig, NMPattern
+from jaxlab.methods.nm.matrix import check_store
 from jaxlab.methods.sparse import Sparse
 from jaxlab.optim.mfac.checks import check_damp
 from jaxlab.optim.mfac.obs_nm import check_nm_sets, obs_nm_step
@@ -51,6 +52,7 @@ def prune_nm(
     block: int = 128,
     recomputations: int = 16,
     update: bool = True,
+    store: str = "packed",
 ) -> Transform:
     """Prunes kernels to n of every m consecutive inputs; leaves `nm` matrices that keep their mask.
 
@@ -65,6 +67,7 @@ def prune_nm(
       block: width of the Fisher matrix's blocks, a multiple of m; 0 for one block of everything.
       recomputations: sub-steps, of which each drops one weight of a group or more.
       update: whether the weights that live make up for the others.
+      store: what `finalize` makes of them, "packed" or "planes", as `NM.from_dense` has it.
 
     Raises:
       ValueError: an argument is out of range.
@@ -72,6 +75,7 @@ def prune_nm(
     check_counts("prune_nm", 1, gradients=gradients, recomputations=recomputations)
     check_counts("prune_nm", 0, rows=rows, block=block)
     pattern = NMPattern(n, m)
+    check_store("prune_nm", store, pattern)
     if n == m:
         raise ValueError(f"prune_nm: n={n} must be less than m={m}; nearest: {max(m - 1, 1)}")
     if block % m:
@@ -96,7 +100,8 @@ def prune_nm(
 
         draw = draw_gradients("prune_nm", params, run, gradients, rows)
         new = pruned_in_steps("prune_nm", kernels, [paths], len(counts), lambda: step, draw, damp)
-        return with_kernels(params, {p: NM(w.weight, w.mask, config) for p, w in new.items()}), None
+        made = {p: NM(w.weight, w.mask, config, store) for p, w in new.items()}
+        return with_kernels(params, made), None
 
     return transform
 

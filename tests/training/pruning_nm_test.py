@@ -8,7 +8,7 @@ import pytest
 import jaxlab
 from jaxlab.config import base_config
 from jaxlab.core.matrix import is_matrix
-from jaxlab.methods.nm import NM, NMPacked, NMPattern, nm_mask
+from jaxlab.methods.nm import NM, NMPacked, NMPattern, NMPlanes, nm_mask
 from jaxlab.optim.mfac.obs_nm import obs_nm_step
 from jaxlab.training.experiment import Experiment
 from jaxlab.training.pruning_nm import living_of_group, prune_nm
@@ -55,6 +55,9 @@ def test_sub_steps_end_in_the_pattern_and_pack():
     packed = kernel.finalize()
     assert isinstance(packed, NMPacked)
     np.testing.assert_array_equal(packed.to_dense(), kernel.to_dense())
+    planes = pruned(n=1, m=8, recomputations=16, store="planes")["first"]["kernel"].finalize()
+    assert isinstance(planes, NMPlanes)
+    np.testing.assert_array_equal(planes.to_dense(), packed.to_dense())
     # A step of the optimizer may move them all: the mask stays, and what is pruned is 0 again.
     moved = NM(kernel.weight + 1, kernel.mask, kernel.config).advance(jnp.float32(0.5))
     np.testing.assert_array_equal(moved.mask, kernel.mask)

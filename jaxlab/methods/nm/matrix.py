@@ -53,6 +53,13 @@ _STORES = {
 }
 
 
+def check_store(owner: str, store: str, pattern: NMPattern) -> None:
+    """Raises a ValueError unless there is such a stored form, and it takes the pattern."""
+    if store not in _STORES:
+        raise ValueError(f"{owner}: store={store!r}; {suggest(str(store), _STORES)}")
+    _STORES[store].check(pattern)
+
+
 @matrix("nm")
 class NM(Matrix):
     """A dense master and the N:M pattern it is trained towards.
@@ -150,9 +157,7 @@ class NM(Matrix):
         """
         check_dense("nm", w)
         pattern = NMPattern(n, m, axis, block)
-        if store not in _STORES:
-            raise ValueError(f"nm: store={store!r}; {suggest(str(store), _STORES)}")
-        _STORES[store].check(pattern)
+        check_store("nm", store, pattern)
         pattern.check(w.shape)
         check_scores(w)
         config = NMConfig(

@@ -77,7 +77,7 @@ def nm_matmul(x: jax.Array, packed: PatternMatrix) -> jax.Array:
     """`x @ W` of a stored W, as a function; `nm_planes` may run a kernel, the others do not.
 
     The op under `nm_planes` has the same name: `jaxlab.kernels.nm_matmul` takes bare arrays (a
-    `PackedNM` of (d_out, d_in)) and multiplies by their transpose. Each refuses the other's.
+    `PackedNM` of (d_out, d_in)) and multiplies by their transpose.
 
     The gradient has a rule of its own, so that the dense array is not kept for the backward pass
     but made again there: x gets `g @ W.T`, stored values get what `x.T @ g` has at their

@@ -16,6 +16,7 @@ from jaxlab.kernels.nm_matmul.shapes import Problem
 from jaxlab.kernels.packing import LAYOUT_VERSION
 from jaxlab.methods.nm import NM, NMPacked, NMPattern, NMPlanes, nm_mask, nm_matmul, nm_pack_planes
 from jaxlab.methods.quantized import LARGEST, round_to_integers
+from jaxlab.training.sharding import make_mesh, param_specs
 
 
 def kernel(d_in, d_out=6, dtype=jnp.float32, stack=()):
@@ -172,6 +173,25 @@ def test_a_tile_is_a_whole_matrix_of_its_own(hyper, length):
 
     parts = [half(i).to_dense() for i in range(2)]
     np.testing.assert_array_equal(jnp.concatenate(parts), planes.to_dense())
+
+
+def test_integers_on_two_devices_and_in_a_file(tmp_path):
+    planes = NMPlanes.from_dense(kernel(256), n=2, m=4, quant="int4", group=64)
+    jaxlab.save(tmp_path / "w.safetensors", planes)
+    loaded = jaxlab.load(tmp_path / "w.safetensors")
+    chex.assert_trees_all_equal(loaded, planes)
+    assert jax.tree.structure(loaded) == jax.tree.structure(planes)
+    mesh, x = make_mesh(data=1, model=2), kernel(256, 3).T
+    for spec, axis in ((("model", None), 1), ((None, "model"), 0)):
+        specs = param_specs({"w": planes}, [("w", spec)], mesh)["w"]
+        # Words and codes run along (out, in), scales along (in, out).
+        assert [s.index("model") for s in (specs.values, specs.code)] == [axis, axis]
+        assert specs.scale.index("model") == 1 - axis
+        placed = jax.tree.map(
+            lambda leaf, s: jax.device_put(leaf, jax.sharding.NamedSharding(mesh, s)), planes, specs
+        )
+        actual = jax.jit(lambda x, w: x @ w)(x, placed)
+        np.testing.assert_allclose(actual, x @ planes, rtol=1e-6, atol=1e-5)
 
 
 def test_another_layout_is_refused():
