@@ -126,7 +126,7 @@ class NMPlanes(PatternMatrix):
 
     axes = {"values": ("out", "in"), "code": ("out", "in"), "scale": ("in", "out")}
     EXAMPLE = Example(
-        shape=(128, 12),
+        shape=(32, 12),
         hyper={"n": 2, "m": 4},
         bad=(
             {"n": 0, "m": 4},

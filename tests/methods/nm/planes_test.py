@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 
 import chex
 import jax
@@ -261,3 +262,20 @@ def test_the_two_products_cannot_be_mixed_up():
     np.testing.assert_array_equal(nm_matmul(x, planes), nm_matmul_of_arrays(x, planes.packed))
     with pytest.raises(TypeError, match="packed is a PackedNM.*jaxlab.kernels.nm_matmul"):
         nm_matmul(x, planes.packed)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(os.environ.get("JAXLAB_TEST_PLATFORMS") != "cuda", reason="compiles for a GPU")
+@pytest.mark.parametrize("rows", [1, 16, 64])
+@pytest.mark.parametrize(
+    "hyper",
+    [{"n": 2, "m": 4}, {"n": 1, "m": 8}, {"n": 2, "m": 4, "quant": "int4", "group": 128}],
+    ids=["2:4", "1:8", "2:4 int4"],
+)
+def test_the_compiled_kernel_multiplies_by_the_dense_array(monkeypatch, hyper, rows):
+    monkeypatch.setenv(dispatch.EVERYWHERE, "mosaic_gpu")
+    planes = NMPlanes.from_dense(kernel(4096, 512, jnp.bfloat16), **hyper)
+    x = kernel(4096, rows, jnp.bfloat16).T
+    expected = np.asarray(x, np.float64) @ np.asarray(planes.to_dense(), np.float64)
+    actual = np.asarray(jax.jit(lambda x, w: x @ w)(x, planes), np.float64)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2**-7 * np.abs(expected).max())
