@@ -17,7 +17,7 @@ from kernel_timing import alone
 # A bfloat16 result, with weights that XLA rounds to bfloat16 first.
 TOLERANCE = 1e-2
 # Of configurations: where nothing is known, and where winners are.
-MOST, FEW = 12, 3
+MOST, FEW = 6, 2
 # What else is tried of the fastest, where its configuration has such a field.
 CHANGES = ({"in_flight": 2},)
 

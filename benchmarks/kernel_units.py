@@ -20,6 +20,8 @@ ROWS = (16, 1, 8, 64, 32)
 BIG, SMALL = (8192, 8192), (4096, 4096)
 # Where every configuration is tried; elsewhere the best there.
 FIRST = (16, *BIG)
+# Places after the first that come before cells other than the first two of each op.
+_LATER = 8
 # Outputs and inputs of the decoder of `decoding.py` at width 4096, and the kinds that it has.
 DECODER = (SMALL, (11264, 4096), (4096, 11264))
 DECODED = ("int4", "2:4", "1:8", "binary", "int8")
@@ -95,10 +97,11 @@ def units(op: str = "") -> list[Unit]:
                 rows = functools.partial(_skinny, o, kind, place)
                 made.append(Unit(f"{o} {kind} {at(*place)}", o, kind, share, rows))
         if i == 0:
-            made += _of_cells(cells, len(kinds), slice(0, 1))
-    # An op of cells alone has none yet.
-    made += [] if order else _of_cells(cells, len(kinds), slice(0, 1))
-    return made + _of_cells(cells, len(kinds), slice(1, None))
+            made += _of_cells(cells, len(kinds), slice(0, 2))
+        if i == _LATER:
+            made += _of_cells(cells, len(kinds), slice(2, None))
+    # An op of cells alone has no place.
+    return made if order else _of_cells(cells, len(kinds), slice(0, None))
 
 
 def _of_cells(modules: dict[str, Any], share: int, which: slice) -> list[Unit]:

@@ -199,7 +199,7 @@ class Forms(NamedTuple):
 
 
 # By the rows' dtype, what `benchmarks/mfac_step.py --formulations` found fastest.
-ON_GPU: dict[str, Forms] = {"bfloat16": Forms(), "float32": Forms()}
+ON_GPU: dict[str, Forms] = {"bfloat16": Forms(combination="parts"), "float32": Forms()}
 
 
 def _forms(rows: jax.Array) -> Forms:
