@@ -73,31 +73,6 @@ def kernel(
     )
 
 
-def require_clusters(interpret: bool) -> None:
-    """Raises NotImplementedError where blocks of threads cannot send each other arrays."""
-    if interpret:
-        raise NotImplementedError("mosaic_gpu: cluster > 1 cannot be interpreted; cluster=1 can")
-    if not hasattr(plgpu, "async_store_smem"):
-        raise NotImplementedError(
-            f"mosaic_gpu: jax {jax.__version__} does not send arrays in a cluster; cluster=1 works"
-        )
-
-
-def send(array: jax.Array, ref: Any, barrier: Any, peer: int, axis: str) -> None:
-    """Stores into the shared memory of another block of the cluster, whose barrier it arrives at.
-
-    Args:
-      array: in registers.
-      ref: tiled shared memory, as that of the peer lies.
-      barrier: likewise.
-      peer: the block's place on the axis.
-      axis: of the cluster.
-    """
-    plgpu.async_store_smem(
-        array, ref, barrier, cluster_idx=jnp.int32(peer), cluster_dim=axis, optimized=False
-    )
-
-
 def meet() -> None:
     """The warps of a warpgroup wait for each other; not where a kernel is interpreted."""
     from jax.experimental.mosaic.gpu import utils

@@ -1,9 +1,8 @@
 """How Hopper's products with packed weights are cut: sizes, and configurations that suit them."""
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # Rows of W to a tensor-core product of a warpgroup, and columns in steps of which x is taken.
@@ -11,8 +10,6 @@ TILE = 64
 ROWS_STEP = 8
 MOST_ROWS = 64
 MOST_WARPGROUPS = 8
-MOST_TILE = 256
-MOST_CLUSTER = 8
 # That one register knows the phases of.
 MOST_BARRIERS = 32
 SHARED_BYTES = 227 * 1024
@@ -44,14 +41,9 @@ class Config:
       in_flight: products that may be under way while the next piece is unpacked: few pieces hold
         few registers.
       fast: whether words are unpacked by hand-written instructions.
-      tile: rows of W of a block of threads, a multiple of 64 for each block of its cluster.
-      cluster: blocks of threads among which k is dealt and which add up what they give themselves;
-        1, or as many as `split_k`.
       depth: blocks of the packing to a step: longer steps wait and ask less often.
       parts: in which x of a step comes: shorter ones leave memory for more steps of the weights.
       slots: parts of x in flight, for each warpgroup; 0 is those of `stages` steps.
-      late: whether a constant that unpacking leaves in every number is taken off the sums. That
-        saves instructions, and takes a product more for every tile, with x and the constant alone.
     """
 
     ways: int = 4
@@ -59,22 +51,14 @@ class Config:
     split_k: int = 1
     in_flight: int = 1
     fast: bool = True
-    tile: int = TILE
-    cluster: int = 1
     depth: int = 1
     parts: int = 1
     slots: int = 0
-    late: bool = False
 
     @property
     def apart(self) -> bool:
         """Whether x comes in steps of its own."""
         return self.parts > 1 or self.slots > 0
-
-    @property
-    def sums_outside(self) -> int:
-        """Partial sums of each output that XLA adds up."""
-        return self.split_k if self.cluster == 1 else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +74,6 @@ class Plan:
       w_columns: columns of each packed operand to a block.
       w_bits: bits of its entries.
       groups: of scales in a block; 0 where a whole row of W shares one.
-      late: whether unpacking can leave constants in its numbers.
     """
 
     rows: int
@@ -101,7 +84,6 @@ class Plan:
     w_columns: tuple[int, ...]
     w_bits: tuple[int, ...]
     groups: int
-    late: bool = False
 
     @property
     def padded_rows(self) -> int:
@@ -124,26 +106,19 @@ class Plan:
     def shared_bytes(self, config: Config) -> int:
         """Shared memory that the kernel takes, a little overestimated."""
         weights = sum(c * b // 8 for c, b in zip(self.w_columns, self.w_bits, strict=True))
-        step = config.tile * (weights + 4 * self.groups) * config.depth
+        step = TILE * (weights + 4 * self.groups) * config.depth
         part = 2 * self.padded_rows * self.x_columns * config.depth // config.parts
         rings = step * self.stages(config) + part * self.slots(config)
-        # The sums of other warpgroups, those of other blocks, and the result.
-        sums = config.ways - 1 + (config.cluster > 1) + 1 / config.cluster
-        ends = math.ceil(4 * config.tile * self.padded_rows * sums)
+        # The sums of other warpgroups, and the result.
+        ends = config.ways * 4 * TILE * self.padded_rows
         return config.ways * rings + ends + 2048
 
     def refuse(self, config: Config) -> str:
         """Why the kernel does not take this, or nothing."""
         if not 1 <= self.rows <= MOST_ROWS:
             return f"{self.rows} rows of x; it takes 1 to {MOST_ROWS}"
-        if config.cluster not in (1, config.split_k) or config.cluster > MOST_CLUSTER:
-            return f"cluster={config.cluster}; it takes 1, or split_k up to {MOST_CLUSTER}"
-        if config.tile % (TILE * config.cluster) or config.tile > MOST_TILE:
-            return f"tile={config.tile}; it takes multiples of {TILE * config.cluster}"
-        if config.late and not self.late:
-            return "late=True; what unpacks these weights leaves no constants"
-        if self.n % config.tile:
-            return f"n={self.n} is no multiple of {config.tile}"
+        if self.n % TILE:
+            return f"n={self.n} is no multiple of {TILE}"
         dealt = (config.ways, config.split_k, config.depth)
         if self.blocks % math.prod(dealt):
             return f"{self.blocks} blocks of k do not split into {' x '.join(map(str, dealt))}"
@@ -164,51 +139,55 @@ class Plan:
         return Config(**stored) if stored else next(iter(self.candidates(1)), Config())
 
     def candidates(self, most: int = 8) -> list[Config]:
-        """Configurations that suit: of every sort one before the second best of any.
+        """Configurations that suit, the best guess first.
 
-        >>> [c.ways for c in Plan(16, 8192, 32, 256, 64, (64,), (16,), 2).candidates(2)]
-        [4, 4]
+        >>> found = Plan(16, 16384, 32, 256, 64, (64,), (16,), 2).candidates(4)
+        >>> [(c.ways, c.stages, c.depth, c.parts) for c in found]
+        [(4, 3, 1, 1), (2, 6, 1, 1), (2, 3, 2, 1), (4, 4, 1, 2)]
         """
+        found = dict.fromkeys(c for c in self._guesses() if c is not None)
+        # One step at a time leaves the memory idle while it is computed with: those last.
+        return sorted(found, key=self._one_at_a_time)[:most]
 
-        def waste(config: Config) -> float:
-            blocks = self.n // config.tile * config.split_k
-            filled = blocks / (-(-blocks // PROCESSORS) * PROCESSORS)
-            # Few warpgroups hide no latency; a split costs a pass over the partial sums.
-            return -filled * min(config.ways, 4) + 0.2 * (config.sums_outside - 1)
+    def _guesses(self) -> Iterator[Config | None]:
+        blocks = self.n // TILE
+        plain = self._deepest(Config())
+        in_parts = self._first(
+            Config(ways, parts=parts) for ways in (4, 2, 1) for parts in (2, 4, 8, 16)
+        )
+        yield plain
+        if blocks < PROCESSORS:
+            yield self._split(4 if 4 * blocks <= PROCESSORS else 2)
+        yield self._deepest(Config(ways=2))
+        if plain is None or self._one_at_a_time(plain):
+            yield in_parts  # so that as many warpgroups fit
+        yield self._first(Config(ways, depth=2) for ways in (4, 2))
+        yield in_parts
+        yield self._deepest(Config(ways=8))
+        yield self._split(2)
+        yield self._deepest(Config(ways=1))
 
-        sorts = [sorted(sort, key=waste) for sort in self._sorts()]
-        ranked = itertools.chain.from_iterable(itertools.zip_longest(*sorts))
-        found = [c for c in dict.fromkeys(ranked) if c is not None]
-        return found[:most]
+    def _split(self, split: int) -> Config | None:
+        """Such that all blocks of threads run at once, where two to a processor are enough."""
+        crowded = self.n // TILE * split > PROCESSORS
+        room = SHARED_BYTES // (2 if crowded else 1)
+        return self._first((Config(ways, split_k=split) for ways in (4, 2)), room)
 
-    def _sorts(self) -> Iterator[list[Config]]:
-        """Alternatives that are tried beside each other, the plainest first."""
-        yield list(self._cuts(Config(tile=TILE)))
-        for cluster in (2, 4):
-            wide = Config(split_k=cluster, cluster=cluster, tile=TILE * cluster)
-            yield list(self._cuts(wide))
-            yield list(self._cuts(dataclasses.replace(wide, parts=2)))
-        yield list(self._cuts(Config(parts=4)))
-        yield list(self._cuts(Config(depth=2)))
-        yield list(self._cuts(Config(parts=2)))
-        if self.n // (2 * TILE) >= PROCESSORS:
-            yield list(self._cuts(Config(tile=2 * TILE)))
-        if self.late:
-            yield list(self._cuts(Config(split_k=2, cluster=2, tile=2 * TILE, late=True)))
-        for split in (2, 4):
-            yield list(self._cuts(Config(split_k=split)))
+    def _first(self, tries: Iterable[Config], room: int = SHARED_BYTES) -> Config | None:
+        """The first that leaves memory for more than one step."""
+        deepest = (self._deepest(like, room) for like in tries)
+        return next((c for c in deepest if c is not None and not self._one_at_a_time(c)), None)
 
-    def _cuts(self, like: Config) -> Iterator[Config]:
-        for ways in (4, 8, 2, 1):
-            if ways * like.tile > 8 * TILE:  # more would not fit into registers
-                continue
-            fitting: list[Config] = []
-            for stages in (8, 6, 4, 3, 2, 1):
-                # Where x comes in parts, less of it is in flight than of the weights.
-                slots = max(2, stages * like.parts // 2) if like.parts > 1 else 0
-                config = dataclasses.replace(like, ways=ways, stages=stages, slots=slots)
-                if not self.refuse(config):
-                    fitting.append(config)
-            # As deep as fits, and as deep as fits twice.
-            halves = [c for c in fitting if 2 * self.shared_bytes(c) <= SHARED_BYTES]
-            yield from dict.fromkeys([*fitting[:1], *halves[:1]])
+    def _one_at_a_time(self, config: Config) -> bool:
+        return self.stages(config) < min(2, self.steps(config))
+
+    def _deepest(self, like: Config, room: int = SHARED_BYTES) -> Config | None:
+        """The most steps on their way that fit, if any."""
+        for tried in (8, 6, 4, 3, 2, 1):
+            stages = max(1, min(tried, self.steps(like)))
+            # Where x comes in parts, less of it is in flight than of the weights.
+            slots = max(2, stages) if like.parts > 1 else 0
+            config = dataclasses.replace(like, stages=stages, slots=slots)
+            if self.shared_bytes(config) <= room and not self.refuse(config):
+                return config
+        return None

@@ -29,13 +29,13 @@ def shared_memory(
       out_dtype: of the result.
       interpret: on a CPU, where tensor cores take both operands from memory.
     """
-    columns, ways, tile, depth = plan.padded_rows, config.ways, config.tile, config.depth
+    columns, ways, depth = plan.padded_rows, config.ways, config.depth
     stages, slots, groups = plan.stages(config), plan.slots(config), plan.groups * config.depth
     x_shape = (ways, slots, columns, plan.x_columns * depth // config.parts)
     x_tiling = _compat.tiled(plan.width, 16)
     scratch = {
         "x": plgpu.SMEM(x_shape, jnp.bfloat16, transforms=x_tiling),
-        "out_smem": plgpu.SMEM((columns, tile // config.cluster), out_dtype),
+        "out_smem": plgpu.SMEM((columns, TILE), out_dtype),
         "arrived": plgpu.Barrier(
             num_arrivals=len(dtypes) + bool(groups) + (not config.apart), num_barriers=ways * stages
         ),
@@ -44,19 +44,13 @@ def shared_memory(
         scratch["x_arrived"] = plgpu.Barrier(num_barriers=ways * slots)
     for i, (width, bits, dtype) in enumerate(zip(plan.w_columns, plan.w_bits, dtypes, strict=True)):
         transforms = _compat.tiled(min(plan.width, width), bits)
-        shape = (ways, stages, tile, width * depth)
+        shape = (ways, stages, TILE, width * depth)
         scratch[f"w{i}"] = plgpu.SMEM(shape, dtype, transforms=transforms)
     if scale is not None and groups:
-        scratch["scale"] = plgpu.SMEM((ways, stages, groups, tile), scale.dtype)
+        scratch["scale"] = plgpu.SMEM((ways, stages, groups, TILE), scale.dtype)
     if ways > 1:
-        scratch["partial"] = plgpu.SMEM((ways - 1, tile, columns), jnp.float32)
+        scratch["partial"] = plgpu.SMEM((ways - 1, TILE, columns), jnp.float32)
         scratch["met"] = plgpu.Barrier(num_arrivals=ways)
-    if config.cluster > 1:
-        arrivals = (config.cluster - 1) * (tile // TILE // config.cluster)
-        sent = (config.cluster, tile // config.cluster, columns)
-        sums_tiling = _compat.tiled(columns, 32)
-        scratch["sent"] = plgpu.SMEM(sent, jnp.float32, transforms=sums_tiling)
-        scratch["received"] = plgpu.Barrier(num_arrivals=arrivals)
     if interpret:
         staged = (ways, TILE, plan.width)
         scratch["staging"] = plgpu.SMEM(staged, jnp.bfloat16, transforms=x_tiling)

@@ -1,15 +1,11 @@
 """The part that Hopper's products with packed weights share: streaming, tensor cores, sums.
 
-A block of threads computes some rows of W times all rows of x. Its warpgroups deal the blocks of k
+A block of threads computes 64 rows of W times all rows of x. Its warpgroups deal the blocks of k
 among them, and each is its own producer: it has several steps of packed weights, of scales and of
 x on their way by TMA, unpacks one in registers, multiplies it on the tensor cores with W on the
-rows and x on the columns, and asks for the next. The sums of the warpgroups meet in shared memory.
-Where groups of k share a scale, what is packed is summed up by group as it is, and scaled in
-float32.
-
-Where k is dealt among blocks of threads too, these may be a cluster: each sends the others the
-sums that they finish, through shared memory. Blocks of a cluster have more rows of W and less of k,
-so that they read less of x.
+rows and x on the columns, and asks for the next. The sums of the warpgroups meet in shared memory;
+where k is dealt among blocks of threads too, XLA adds up what they give. Where groups of k share a
+scale, what is packed is summed up by group as it is, and scaled in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +20,8 @@ from jaxlab.kernels._compat import load, pl, plgpu, transposed
 from jaxlab.kernels.plan import TILE, Config, Plan
 from jaxlab.kernels.rings import shared_memory
 
-# A column of the block of x, and what makes the (64, width) numbers that meet it and the next;
-# where `Config.late` is set, what they have too much of, too.
-Piece = tuple[int, Callable[[], jax.Array]] | tuple[int, Callable[[], jax.Array], int]
+# A column of the block of x, and what makes the (64, width) numbers that meet it and the next.
+Piece = tuple[int, Callable[[], jax.Array]]
 # Reads the references of a block's packed weights, (64, columns) each; pieces by group of scales.
 Unpack = Callable[[Sequence[Any]], list[Piece]]
 Arrange = Callable[[Any], None]
@@ -52,21 +47,19 @@ def streamed(
       x: bfloat16, (rows, blocks x_columns), ordered as `unpack` says.
       weights: the packed operands, (n, blocks columns).
       scale: (groups of all k, n), (1, n), or None.
-      out_dtype: of the result, and of partial sums where XLA adds them up.
+      out_dtype: of the result, and of the partial sums of `split_k`.
       interpret: on a CPU.
       arrange: orders what has come of x, in shared memory, as `unpack` says; None if x is so.
 
     Raises:
-      NotImplementedError: a cut that this jax, or its interpreter, cannot do.
+      NotImplementedError: a cut that does not suit the pieces, or that this jax cannot interpret.
     """
-    if config.cluster > 1:
-        _compat.require_clusters(interpret)
     padded = jnp.pad(x, ((0, plan.padded_rows - plan.rows), (0, 0)))
     scales = [] if scale is None else [scale]
     dtypes = [w.dtype for w in weights]
     call = _build(plan, config, unpack, scale, dtypes, out_dtype, interpret, arrange)
     parts = call(padded, *weights, *scales)[..., : plan.rows, :]
-    return jnp.sum(parts, axis=0) if config.sums_outside > 1 else parts
+    return jnp.sum(parts, axis=0) if config.split_k > 1 else parts
 
 
 def _build(
@@ -79,24 +72,20 @@ def _build(
     interpret: bool,
     arrange: Arrange | None,
 ) -> Callable[..., jax.Array]:
-    columns, ways, tile, steps = plan.padded_rows, config.ways, config.tile, plan.steps(config)
+    columns, ways, steps = plan.padded_rows, config.ways, plan.steps(config)
     stages, slots = plan.stages(config), plan.slots(config)
     depth, parts, groups = config.depth, config.parts, plan.groups * config.depth
     part_columns = plan.x_columns * depth // parts
-    apart, tiles = config.apart, tile // TILE
+    apart = config.apart
+    sums = _compat.sums(TILE, columns)
 
     def body(x_gmem: Any, *refs: Any, **scratch: Any) -> None:
         *w_gmem, out_gmem = refs[: len(dtypes)] + refs[-1:]
         s_gmem: Any = None if scale is None else refs[len(dtypes)]
         layout = plgpu.Layout.WGMMA
         row, split, way = (lax.axis_index(name) for name in ("n", "k", "way"))
-        peer = lax.axis_index("peer") if config.cluster > 1 else jnp.int32(0)
-        split = split * jnp.int32(config.cluster) + peer
-        rows = pl.ds(row * tile, tile)
-        rows_of = [pl.ds(t * TILE, TILE) for t in range(tiles)]
+        rows = pl.ds(row * TILE, TILE)
         staging = scratch["staging"].at[way] if interpret else None
-        # Of each tile of 64 rows, and of the constants.
-        sums = [_compat.sums(TILE, columns)] * (tiles + config.late)
 
         def at(step: Any) -> Any:
             return (split * jnp.int32(steps) + step) * jnp.int32(ways) + way
@@ -129,21 +118,18 @@ def _build(
                     _compat.meet()
                 fetch_one(i + jnp.int32(ring), lax.rem(i, jnp.int32(ring)))
 
-        def without_constants(totals: Sequence[jax.Array]) -> Sequence[jax.Array]:
-            return [t - totals[-1] for t in totals[:-1]] if config.late else totals
-
         def times(total: jax.Array, values: jax.Array) -> jax.Array:
             wide = lax.broadcast_in_dim(values.astype(jnp.float32), (TILE, columns), (0,))
             return total * wide
 
-        def pieces_of(slot: Any, of: Any) -> list[tuple[int, Piece]]:
-            pieces: list[tuple[int, Piece]] = []
+        def pieces_of(slot: Any) -> list[Piece]:
+            pieces: list[Piece] = []
             for d in range(depth):
                 blocks = [
-                    scratch[f"w{j}"].at[way, slot, of, pl.ds(d * width, width)]
+                    scratch[f"w{j}"].at[way, slot, :, pl.ds(d * width, width)]
                     for j, width in enumerate(plan.w_columns)
                 ]
-                pieces += [(d * plan.x_columns + piece[0], piece) for piece in unpack(blocks)]
+                pieces += [(d * plan.x_columns + column, make) for column, make in unpack(blocks)]
             return pieces
 
         def step(i: Any, consume: Callable[[Any, Any, Any, Any], Any], carry: Any) -> Any:
@@ -151,9 +137,8 @@ def _build(
             plgpu.barrier_wait(scratch["arrived"].at[way * stages + slot])
             if arrange is not None and not apart:
                 arrange(scratch["x"].at[way, slot])
-            pieces = [pieces_of(slot, of) for of in rows_of]
-            places = [column for column, _ in pieces[0]]
-            per_part = _per_part(places, parts, part_columns)
+            pieces = pieces_of(slot)
+            per_part = _per_part([column for column, _ in pieces], parts, part_columns)
             released = 0
 
             def release(last: int) -> None:
@@ -163,28 +148,25 @@ def _build(
                     refill(fetch_x, i * parts + released, slots, steps * parts)
                     released += 1
 
-            def multiply(accs: Sequence[Any], some: range) -> None:
+            def multiply(acc: Any, some: range) -> None:
                 for j in some:
+                    column, make = pieces[j]
                     item = i * jnp.int32(parts) + j // per_part
                     x_slot = lax.rem(item, jnp.int32(slots))
                     if apart and j % per_part == 0:
                         plgpu.barrier_wait(scratch["x_arrived"].at[way * slots + x_slot])
                         if arrange is not None:
                             arrange(scratch["x"].at[way, x_slot])
-                    there = pl.ds(places[j] % part_columns, plan.width)
+                    there = pl.ds(column % part_columns, plan.width)
                     b = transposed(scratch["x"].at[way, x_slot, :, there])
-                    makers = [of_tile[j][1][1] for of_tile in pieces]
-                    if config.late:
-                        makers.append(_constant(pieces[0][j][1], plan.width))
-                    for acc, make in zip(accs, makers, strict=True):
-                        _compat.accumulate(acc, make(), b, staging)
-                        plgpu.wgmma_wait(config.in_flight)
+                    _compat.accumulate(acc, make(), b, staging)
+                    plgpu.wgmma_wait(config.in_flight)
                     release(j - config.in_flight)
                 plgpu.wgmma_wait(0)
                 release(some.stop - 1)
 
             scales = scratch["scale"].at[way, slot] if groups else None
-            carry = consume(carry, multiply, len(places), scales)
+            carry = consume(carry, multiply, len(pieces), scales)
             refill(fetch, i, stages, steps)
             return carry
 
@@ -197,131 +179,84 @@ def _build(
                     fetch_x(jnp.int32(item), jnp.int32(item))
             return lax.fori_loop(0, steps, lambda i, c: step(i, consume, c), start)
 
-        def by_group(
-            totals: tuple[jax.Array, ...], multiply: Any, count: int, s_smem: Any
-        ) -> tuple[jax.Array, ...]:
+        def by_group(total: jax.Array, multiply: Any, count: int, s_smem: Any) -> jax.Array:
             each = count // groups
             for g in range(groups):
                 # Asked for now, so that they are there when the products are.
-                scales = [load(s_smem.at[g, of], layout.reduce(1)) for of in rows_of]
+                scales = load(s_smem.at[g], layout.reduce(1))
 
-                def product(*accs: Any, g: int = g) -> Any:
-                    multiply(accs, range(g * each, (g + 1) * each))
-                    return [acc[...] for acc in accs]
+                def product(acc: Any, g: int = g) -> jax.Array:
+                    multiply(acc, range(g * each, (g + 1) * each))
+                    return acc[...]
 
-                found = without_constants(pl.run_scoped(product, *sums))
-                new = zip(totals, found, scales, strict=True)
-                totals = tuple(total + times(part, scale) for total, part, scale in new)
-            return totals
+                total = total + times(pl.run_scoped(product, sums), scales)
+            return total
 
-        def whole() -> Sequence[jax.Array]:
-            scales = []
-            if s_gmem is not None:
-                firsts = [pl.ds(row * tile + t * TILE, TILE) for t in range(tiles)]
-                scales = [
-                    load(s_gmem.at[0, first], layout.reduce(1), optimized=False) for first in firsts
-                ]
+        def whole() -> jax.Array:
+            # Likewise: there at the end.
+            by_row = None if s_gmem is None else s_gmem.at[0, rows]
+            if by_row is not None:
+                by_row = load(by_row, layout.reduce(1), optimized=False)
 
-            def product(*accs: Any) -> Any:
+            def product(acc: Any) -> jax.Array:
                 def consume(carry: Any, multiply: Any, count: int, s_smem: Any) -> Any:
                     del s_smem
-                    multiply(accs, range(count))
+                    multiply(acc, range(count))
                     return carry
 
                 loop(consume, jnp.int32(0))
-                return [acc[...] for acc in accs]
+                return acc[...]
 
-            totals = without_constants(pl.run_scoped(product, *sums))
-            return [times(t, s) for t, s in zip(totals, scales, strict=True)] if scales else totals
+            total = pl.run_scoped(product, sums)
+            return total if by_row is None else times(total, by_row)
 
-        def store(totals: Sequence[jax.Array], first: Any) -> None:
+        def finish(total: jax.Array) -> None:
             out_smem = scratch["out_smem"]
-            for of, total in zip(rows_of[: len(totals)], totals, strict=True):
-                target = out_smem if len(totals) == 1 else out_smem.at[:, of]
-                turned = plgpu.layout_cast(total.astype(out_dtype), plgpu.Layout.WGMMA_TRANSPOSED)
-                transposed(target)[...] = turned
+            turned = plgpu.layout_cast(total.astype(out_dtype), plgpu.Layout.WGMMA_TRANSPOSED)
+            transposed(out_smem)[...] = turned
             plgpu.commit_smem()
-            out = out_gmem.at[split] if config.sums_outside > 1 else out_gmem
-            plgpu.copy_smem_to_gmem(out_smem, out.at[:, pl.ds(first, TILE * len(totals))])
+            out = out_gmem.at[split] if config.split_k > 1 else out_gmem
+            plgpu.copy_smem_to_gmem(out_smem, out.at[:, rows])
             plgpu.wait_smem_to_gmem(0)
-
-        def finish(totals: Sequence[jax.Array]) -> None:
-            if config.cluster == 1:
-                store(totals, row * tile)
-                return
-            # Each block of the cluster finishes some of the rows, and is sent what it lacks.
-            share = tiles // config.cluster
-            mine = [totals[p * share : (p + 1) * share] for p in range(config.cluster)]
-            sent, received = scratch["sent"], scratch["received"]
-            for p, some in enumerate(mine):
-
-                @pl.when(peer != p)
-                def _(p: int = p, some: Any = some) -> None:
-                    for t, part in enumerate(some):
-                        _compat.send(part, sent.at[peer, rows_of[t]], received, p, "peer")
-
-            plgpu.barrier_wait(received)
-            for p, some in enumerate(mine):
-
-                @pl.when(peer == p)
-                def _(p: int = p, some: Any = some) -> None:
-                    summed = list(some)
-                    for q in range(config.cluster):
-                        for t in range(share) if q != p else ():
-                            summed[t] = summed[t] + load(sent.at[q, rows_of[t]], layout)
-                    store(summed, row * tile + p * share * TILE)
 
         if groups:
             zeros = plgpu.layout_cast(jnp.zeros((TILE, columns), jnp.float32), layout)
-            totals = loop(by_group, (zeros,) * tiles)
+            total = loop(by_group, zeros)
         else:
-            totals = whole()
+            total = whole()
         if ways == 1:
-            finish(totals)
+            finish(total)
             return
         partial, met = scratch["partial"], scratch["met"]
 
         @pl.when(way > 0)
         def _() -> None:
-            for of, total in zip(rows_of, totals, strict=True):
-                partial[way - 1, of] = total
+            partial[way - 1] = total
 
         plgpu.barrier_arrive(met)
 
         @pl.when(way == 0)
         def _() -> None:
             plgpu.barrier_wait(met)
-            summed = list(totals)
+            summed = total
             for other in range(ways - 1):
-                for t, of in enumerate(rows_of):
-                    summed[t] = summed[t] + load(partial.at[other, of], layout)
+                summed = summed + load(partial.at[other], layout)
             finish(summed)
 
+    shape = (columns, plan.n)
     return _compat.kernel(
         body,
-        out=jax.ShapeDtypeStruct(_out_shape(plan, config), out_dtype),
+        out=jax.ShapeDtypeStruct(
+            (config.split_k, *shape) if config.split_k > 1 else shape, out_dtype
+        ),
         scratch=shared_memory(plan, config, scale, dtypes, out_dtype, interpret),
-        grid=(plan.n // tile, config.split_k // config.cluster),
+        grid=(plan.n // TILE, config.split_k),
         grid_names=("n", "k"),
         num_threads=ways,
         thread_name="way",
         interpret=interpret,
-        cluster={"peer": config.cluster} if config.cluster > 1 else None,
         auto_barriers=False,
     )
-
-
-def _constant(piece: Piece, width: int) -> Callable[[], jax.Array]:
-    """Rows of nothing but what the numbers of a piece have too much of."""
-    if len(piece) == 2:
-        raise NotImplementedError("mosaic_gpu: late=True, and pieces of W that name no constants")
-    constant = piece[2]
-
-    def make() -> jax.Array:
-        rows = jnp.full((TILE, width), constant, jnp.bfloat16)
-        return plgpu.layout_cast(rows, plgpu.Layout.WGMMA)
-
-    return make
 
 
 def _per_part(places: list[int], parts: int, part_columns: int) -> int:
@@ -332,8 +267,3 @@ def _per_part(places: list[int], parts: int, part_columns: int) -> int:
             f"mosaic_gpu: pieces of W do not take x in {parts} parts in order"
         )
     return each
-
-
-def _out_shape(plan: Plan, config: Config) -> tuple[int, ...]:
-    shape = (plan.padded_rows, plan.n)
-    return (config.split_k, *shape) if config.sums_outside > 1 else shape

@@ -37,62 +37,6 @@ def bfloat16_field_in_registers(words: jax.Array, kind: str, p: int) -> jax.Arra
     return _FAST.get(kind, _offset_registers)(words, FORMATS[kind], p)
 
 
-def late_field(words: jax.Array, kind: str, p: int) -> jax.Array:
-    """The numbers in field p plus `late_constant`: no subtraction, few shifts.
-
-    Args:
-      words: uint16, of any shape.
-      kind: a name of `LATE`.
-      p: the field.
-
-    >>> words = jnp.array([[0x21]], jnp.uint16)
-    >>> late_field(words, "int4", 1).item() - late_constant("int4", 1)
-    -6.0
-    """
-    right, mask, base, _ = _late(FORMATS[kind], p)
-    moved = lax.shift_right_logical if right > 0 else lax.shift_left
-    bits = moved(words, _all(words, abs(right))) if right else words
-    if FORMATS[kind].signs:
-        bits = bits ^ _all(words, 0xFFFF)
-    return _number((bits & _all(words, mask)) | _all(words, base))
-
-
-def late_field_in_registers(words: jax.Array, kind: str, p: int) -> jax.Array:
-    """The same inside a Mosaic GPU kernel: one instruction for two, but for the shifts."""
-    right, mask, base, _ = _late(FORMATS[kind], p)
-    how = "(~0xf0 & 0xcc) | 0xaa" if FORMATS[kind].signs else _AND_OR
-    return _asm(words, right, f"lop3.b32 $0, $1, {_twice(mask)}, {_twice(base)}, {how};")
-
-
-def late_constant(kind: str, p: int) -> int:
-    """What `late_field` adds to the numbers in field p, in bfloat16 exactly.
-
-    >>> [late_constant(kind, 0) for kind in LATE]
-    [136, 128, 9, 17]
-    """
-    return _late(FORMATS[kind], p)[3]
-
-
-# Formats whose fields count in equal steps where `_late` puts them.
-LATE = ("int4", "uint4", "ternary", "binary")
-
-
-def _late(form: Format, p: int) -> tuple[int, int, int, int]:
-    """How far right field p is shifted, its mask, what is put around it, and the constant.
-
-    Narrow fields end up among bits 4 to 7, where the constants are small, and four bits of the
-    word share a shift; wide ones at bits 0 to 3. From 2**e on bit i weighs 2**(e + i - 7). Bit 7,
-    the last of the exponent, makes 4 of 2: it weighs twice as much as bit 6 there.
-    """
-    at = form.bits * p
-    lowest = 0 if form.bits > 2 else 4
-    place = lowest + at % 4
-    weight = 2 if form.signs else 1
-    low = weight << (7 - place)
-    base = (127 + low.bit_length() - 1) << 7
-    return at - place, (2**form.bits - 1) << place, base, low + (1 if form.signs else -form.low)
-
-
 # A field of words of 16 signs: its place in their lower half or, if so, in their upper one.
 Half = tuple[jax.Array, bool]
 

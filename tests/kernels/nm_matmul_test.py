@@ -147,7 +147,7 @@ def test_the_interpreted_kernel_equals_the_reference(n, m, k, kind, groups, conf
 @pytest.mark.parametrize(
     ("n", "m", "block", "kind", "groups", "config"),
     [
-        (2, 4, 1, None, 1, Config(2, 1, tile=128)),
+        (2, 4, 1, None, 1, Config(2, 1, depth=2)),
         (1, 4, 1, None, 1, shapes.Cut(2, 1, parts=2, in_place=True)),
         (1, 8, 1, "int4", 16, shapes.Cut(2, 1, in_place=True)),
         (1, 8, 2, "int8", 1, Config(2, 1)),

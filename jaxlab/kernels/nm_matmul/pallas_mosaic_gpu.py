@@ -54,7 +54,7 @@ def mosaic_gpu(
     in_place = isinstance(config, Cut) and config.in_place and not interpret
     ordered = x if in_place else dense_lanes(x, problem.layout)
     arrange = functools.partial(in_shared_memory, layout=problem.layout) if in_place else None
-    out_dtype = jnp.bfloat16 if config.sums_outside == 1 else jnp.float32
+    out_dtype = jnp.bfloat16 if config.split_k == 1 else jnp.float32
     operands = [values.words if isinstance(values, Planar) else values, weights.code]
     unpack = _unpack(problem, bool(interpret))
     y = streamed(

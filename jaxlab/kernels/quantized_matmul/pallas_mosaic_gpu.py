@@ -15,13 +15,7 @@ from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul.shapes import problem_of, refuse
 from jaxlab.kernels.streamed import Piece, streamed
-from jaxlab.kernels.unpacking import (
-    bfloat16_field,
-    bfloat16_field_in_registers,
-    late_constant,
-    late_field,
-    late_field_in_registers,
-)
+from jaxlab.kernels.unpacking import bfloat16_field, bfloat16_field_in_registers
 
 
 def mosaic_gpu(
@@ -45,21 +39,14 @@ def mosaic_gpu(
         raise NotImplementedError(f"mosaic_gpu: x is {x.dtype}; the kernel takes bfloat16")
     if reason := refuse(problem, config):
         raise NotImplementedError(f"mosaic_gpu: {reason}")
-    in_registers = config.fast and not interpret
-    field = bfloat16_field_in_registers if in_registers else bfloat16_field
-    late = late_field_in_registers if in_registers else late_field
+    field = bfloat16_field_in_registers if config.fast and not interpret else bfloat16_field
 
     def unpack(blocks: Sequence[Any]) -> list[Piece]:
         words = load(blocks[0], plgpu.Layout.WGMMA)
-        pieces: list[Piece] = []
-        for p in range(FORMATS[packed.kind].fields):
-            column = p * packed.width
-            if config.late:
-                constant = late_constant(packed.kind, p)
-                pieces.append((column, functools.partial(late, words, packed.kind, p), constant))
-            else:
-                pieces.append((column, functools.partial(field, words, packed.kind, p)))
-        return pieces
+        return [
+            (p * packed.width, functools.partial(field, words, packed.kind, p))
+            for p in range(FORMATS[packed.kind].fields)
+        ]
 
     # Partial sums, and what zero points are taken off, are not rounded yet.
     final = config.split_k == 1 and zero is None

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.plan import Config, Plan, steps_of
-from jaxlab.kernels.unpacking import LATE
 
 
 class Problem(NamedTuple):
@@ -53,7 +52,6 @@ class Problem(NamedTuple):
             w_columns=(self.width,),
             w_bits=(16,),
             groups=self.block // self.group if self.group else 0,
-            late=self.kind in LATE,
         )
 
     def cut(self, stored: Mapping[str, Any] | None) -> Config:

@@ -1,0 +1,67 @@
+"""How products with packed weights are cut: what is refused, and what is tried first."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxlab import kernels
+from jaxlab.kernels.nm_matmul.shapes import Cut
+from jaxlab.kernels.plan import PROCESSORS, TILE, Config
+from jaxlab.kernels.quantized_matmul import Problem
+from jaxlab.kernels.quantized_matmul.shapes import refuse
+
+KINDS = [("int4", 128), ("uint4", 128), ("int8", 0), ("ternary", 0), ("binary", 0)]
+
+
+def test_cuts_that_do_not_fit_are_refused_by_name():
+    plan = Problem(16, 512, 4096, "int4", 128, 64).plan
+    for config, says in [
+        (Config(depth=3), "4 x 1 x 3"),
+        (Config(parts=3), "3 parts"),
+        (Config(8, 2, parts=4, slots=5), "32 barriers"),
+        (Config(16, 1), "8 warpgroups"),
+        (Config(4, 4), "bytes of shared memory"),
+    ]:
+        assert says in plan.refuse(config)
+    assert "no multiple of 64" in Problem(16, 96, 4096, "int4", 128, 64).plan.refuse(Config())
+
+
+@pytest.mark.parametrize(("kind", "group"), KINDS)
+@pytest.mark.parametrize("width", [32, 64])
+def test_every_candidate_fits(kind, group, width):
+    for rows in (1, 16, 64):
+        problem = Problem(rows, 4096, 4096, kind, group, width)
+        found = problem.plan.candidates()
+        assert found
+        assert len(set(found)) == len(found)
+        grouped = group and problem.block % group
+        assert all(bool(refuse(problem, config)) == bool(grouped) for config in found)
+
+
+@pytest.mark.parametrize(("kind", "group"), KINDS)
+@pytest.mark.parametrize("rows", [1, 16, 64])
+def test_what_is_tried_first_has_steps_on_their_way(kind, group, rows):
+    plan = Problem(rows, 28672, 8192, kind, group, 64).plan
+    first, second = plan.candidates(2)
+    assert plan.stages(first) > 1
+    assert plan.candidates()[:2] == [first, second]
+    # One step more of it does not fit, or there is none.
+    more = Config(**{**vars(first), "stages": 2 * plan.stages(first)})
+    assert plan.stages(more) == plan.stages(first) or plan.refuse(more)
+
+
+@pytest.mark.parametrize("n", [1024, 8192, 28672])
+def test_few_rows_of_weights_are_split_early(n):
+    second = Problem(16, n, 8192, "int8", 0, 64).plan.candidates(2)[1]
+    blocks = n // TILE * second.split_k
+    assert (second.split_k > 1) == (n // TILE < PROCESSORS)
+    assert second.split_k == 1 or blocks <= 2 * PROCESSORS
+
+
+@pytest.mark.parametrize("op", ["quantized_matmul", "binary_matmul", "nm_matmul"])
+def test_what_is_stored_is_read(op):
+    for path in Path(kernels.__path__[0], op, "configs").glob("*.json"):
+        for entry in json.loads(path.read_text())["entries"].values():
+            if entry.get("config"):
+                assert Cut(**entry["config"]).ways > 0
