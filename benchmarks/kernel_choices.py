@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from claim import RESULTS, stored
-from kernel_places import floor, on_device, peers, ranked
-from kernel_units import KERNELS
+from kernel_places import KERNELS, floor, layout_of, on_device, peers, present_layout, ranked
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.plan import STEPS
@@ -20,10 +19,14 @@ MARGIN = 1.1
 def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
     """What `dispatch` reads: by problem, and by family where the kernel won at every size."""
     result = record["result"]
+    of_op = {name: cell for name, cell in result["cells"].items() if cell["op"] == op}
+    # What was measured with an earlier layout is not what the kernel does now.
+    layout = max(layout_of(result, cell) for cell in of_op.values())
     entries: dict[str, Any] = {}
     measured: dict[str, list[tuple[tuple[int, int, int], bool]]] = {}
-    for name, entry in result["cells"].items():
-        if entry["op"] != op:
+    for name, entry in of_op.items():
+        if layout_of(result, entry) != layout:
+            print(f"{name}: measured with layout {layout_of(result, entry)}, left out")
             continue
         rows = peers(result, entry).items()
         others = min((on_device(row) for name, row in rows if name.startswith("XLA")), default=0.0)
@@ -44,7 +47,7 @@ def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
     return {
         "device": record["device"].replace("-", " "),
         "jax": record["versions"]["jax"],
-        "layout": result["layout"],
+        "layout": layout,
         "won": {family: box for family, found in measured.items() if (box := won(found))},
         "entries": entries,
     }
@@ -85,13 +88,16 @@ def write_configs(name: str) -> None:
     """Stores the shapes at which the kernels run when nothing is asked for."""
     for record in stored(name):
         for op in dict.fromkeys(entry["op"] for entry in record["result"]["cells"].values()):
-            table = choices(record, op)
-            folder = KERNELS / op / "configs"
-            if not folder.parent.is_dir():
-                print(f"{op}: no such kernel, nothing is written")
+            table, present = choices(record, op), present_layout(op)
+            if table["layout"] != present:
+                there = "no such kernel" if present is None else f"its layout is {present}"
+                print(
+                    f"{op}: measured on {table['device']} with layout {table['layout']}, {there}; "
+                    "nothing is written"
+                )
                 continue
-            folder.mkdir(exist_ok=True)
-            path = folder / dispatch.file_name(table["device"])
+            path = KERNELS / op / "configs" / dispatch.file_name(table["device"])
+            path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
             print(f"{op}: {len(table['entries'])} shapes to {path.name}")
 
@@ -125,4 +131,7 @@ def _joined(name: str, record: dict[str, Any] | None, part: dict[str, Any]) -> d
     limits = {k: max(old.get(k, 0), v) for k, v in new.items() if isinstance(v, float)}
     cells, dense = ({**old[k], **new[k]} for k in ("cells", "dense"))
     cells = {key: {**cell, "floor": floor(cell, limits)} for key, cell in cells.items()}
+    for place, cell in cells.items():
+        of = new if place in new["cells"] else old
+        cell["layout"] = layout_of(of, cell)
     return {**part, "benchmark": name, "result": {**new, **limits, "cells": cells, "dense": dense}}

@@ -1,7 +1,11 @@
 """How the stored rows of a place in the kernels' tables are read."""
 
+import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+KERNELS = Path(__file__).parents[1] / "jaxlab" / "kernels"
 
 
 def on_device(timed: dict[str, Any]) -> float:
@@ -39,3 +43,16 @@ def floor(cell: Any, limits: Any) -> float:
     """
     operations = cell["flops"] / limits.get(cell["peak"], float("inf"))
     return round(max(cell["bytes"] / limits["bandwidth"], operations) * 1e6, 2)
+
+
+def layout_of(result: Any, cell: Any) -> int:
+    """Version of the layout of weights that a place was measured with."""
+    # Places have not always said theirs.
+    return cell.get("layout", result.get("layout", 1))
+
+
+def present_layout(op: str) -> int | None:
+    """That of the op's kernel, or None where it has none any more."""
+    if not (KERNELS / op / "api.py").exists():
+        return None
+    return importlib.import_module(f"jaxlab.kernels.{op}").Problem.layout_version

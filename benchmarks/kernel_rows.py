@@ -33,6 +33,7 @@ def measure(cells: Sequence[Cell], limits: dict[str, float]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "sizes": list(first.problem.sizes),
         "rows": first.problem.rows,
+        "layout": first.problem.layout_version,
         "bytes": first.nbytes,
         "flops": first.flops,
         "peak": first.peak,

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import kernel_rows
 from kernel_cases import OPS
 from kernel_cell import Cell
-from kernel_places import ranked
+from kernel_places import KERNELS, ranked
 from kernel_rows import few
 
 # Rows, outputs and inputs.
 Place = tuple[int, int, int]
 
-KERNELS = Path(__file__).parents[1] / "jaxlab" / "kernels"
 ROWS = (16, 1, 8, 64, 32)
 BIG, SMALL = (8192, 8192), (4096, 4096)
 # Where every configuration is tried; elsewhere the best there.

@@ -25,8 +25,6 @@ import records
 from absl import app, flags
 from kernel_choices import merge, write_configs
 
-from jaxlab.kernels.packing import LAYOUT_VERSION
-
 _OP = flags.DEFINE_string("op", "", "Only this one.")
 _MATCH = flags.DEFINE_string("match", "", "Only places whose key has this regular expression.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
@@ -54,7 +52,7 @@ def measure(units: list[kernel_units.Unit], name: str) -> None:
     if len(limits) < len(LIMITS):
         with kernel_timing.alone():
             limits = {"bandwidth": kernel_timing.copy_bandwidth(), **kernel_timing.peaks()}
-    result |= {"layout": LAYOUT_VERSION, **limits}
+    result |= limits
     print(", ".join(f"{k} {v / 1e12:.2f}e12/s" for k, v in limits.items()), flush=True)
     for unit in units:
         place = "cells" if unit.op else "dense"

@@ -18,7 +18,6 @@ import jax
 from jax import lax
 
 from jaxlab.core.varying import varied, varying
-from jaxlab.kernels.packing import LAYOUT_VERSION
 
 VERSION = jax.__version_info__[:2]
 # Of these an op has some: what it has not is refused with NotImplementedError, as on a CPU.
@@ -124,6 +123,11 @@ class Problem(Protocol):
         """Under which a measurement is stored."""
         ...
 
+    @property
+    def layout_version(self) -> int:
+        """Of packed weights: what was measured with another does not count."""
+        ...
+
     def cut(self, stored: Mapping[str, Any] | None) -> Any:
         """How its kernel is cut: a stored configuration, or else by a rule of thumb."""
         ...
@@ -152,11 +156,11 @@ def stored(op: str, kind: str, problem: Problem) -> dict[str, Any] | None:
 
     For what was not measured itself, the kernel is the choice where its family won at every size
     that was, and rows, outputs and inputs are within those. Entries count from the version of jax
-    on that they were measured with, and for the layout of packed words that they were.
+    on that they were measured with, and for the layout of packed weights that they were.
     """
     table = _table(op, kind)
     measured_with = tuple(int(v) for v in table.get("jax", "99.0").split(".")[:2])
-    if measured_with > VERSION or table.get("layout") != LAYOUT_VERSION:
+    if measured_with > VERSION or table.get("layout") != problem.layout_version:
         return None
     if entry := table.get("entries", {}).get(problem.key):
         return entry

@@ -35,6 +35,7 @@ class Problem(NamedTuple):
     sizes: tuple[int, int] = (8, 8)
     family: str = "f"
     key: str = "f/8x8/b4"
+    layout_version: int = 3
 
 
 def kernel(config):
@@ -77,6 +78,7 @@ def test_a_cell_tells_right_from_wrong_and_from_what_does_not_compile(module):
     # 4e9 operations take 4 us, 1e6 bytes 1 us.
     assert found["floor"] == pytest.approx(4.0)
     assert found["xla"]["xla"]["us"] > 0
+    assert found["layout"] == 3
 
 
 def test_nan_is_infinitely_wrong(module):
@@ -165,7 +167,28 @@ def test_a_kernel_is_taken_where_it_beats_all_of_xla_by_the_margin(module):
         "a/8192x8192/b16": "xla", "b/8192x8192/b16": "mosaic_gpu", "c/8192x8192/b8": "xla",
     }  # fmt: skip
     assert list(table["won"]) == ["b"]
-    assert table["device"] == "NVIDIA X"
+    assert (table["device"], table["layout"]) == ("NVIDIA X", 1)
+    # Of places that were measured with several layouts the last one's count.
+    cells["ahead"]["layout"] = 2
+    table = module("kernel_choices").choices(record, "op")
+    assert (list(table["entries"]), table["layout"]) == (["b/8192x8192/b16"], 2)
+
+
+def test_a_table_is_written_only_for_the_layout_that_a_kernel_has(module, monkeypatch, tmp_path):
+    choices = module("kernel_choices")
+    present = module("kernel_places").present_layout("nm_matmul")
+    assert present == 2
+    assert module("kernel_places").present_layout("no_such_op") is None
+    monkeypatch.setattr(choices, "KERNELS", tmp_path)
+    cell = place("nm_matmul", "2:4", 16, us=10.0, xla=20.0)
+    record = {"device": "X", "versions": {"jax": "0.11.2"}}
+    for layout, written in ((present - 1, 0), (present, 1)):
+        result = {"cells": {"a": cell | {"layout": layout}}, "dense": {}}
+        stored = [{**record, "result": result}]
+        monkeypatch.setattr(choices, "stored", lambda name, stored=stored: stored)
+        (tmp_path / "nm_matmul").mkdir(exist_ok=True)
+        choices.write_configs("kernels")
+        assert len(list(tmp_path.glob("nm_matmul/configs/X.json"))) == written
 
 
 def test_parts_are_joined_and_removed(module, tmp_path):
@@ -176,7 +199,7 @@ def test_parts_are_joined_and_removed(module, tmp_path):
             "cells": {f"c{i}": cell},
             "dense": {f"d{i}": {}},
             "bandwidth": speed * 1e12,
-            "layout": 1,
+            "layout": 1 + i,
         }
         record = {**about, "benchmark": f"kernels_part{i}of2", "result": result}
         (tmp_path / f"kernels_part{i}of2-X.json").write_text(json.dumps(record))
@@ -188,7 +211,9 @@ def test_parts_are_joined_and_removed(module, tmp_path):
     result = record["result"]
     assert list(result["cells"]) == ["c0", "c1"]
     assert list(result["dense"]) == ["d0", "d1"]
-    assert (result["bandwidth"], result["layout"]) == (2e12, 1)
+    assert result["bandwidth"] == 2e12
+    # That of the part it came from.
+    assert [cell["layout"] for cell in result["cells"].values()] == [1, 2]
     # 4 MB at the better bandwidth.
     assert [cell["floor"] for cell in result["cells"].values()] == [2.0, 2.0]
 

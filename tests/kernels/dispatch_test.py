@@ -1,6 +1,8 @@
 """Which implementation computes a product, and that its kernel lowers where there is no GPU."""
 
+import importlib
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,9 @@ from jax.extend.core import Primitive
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.kernels import dispatch
+from jaxlab.kernels import dispatch, nm_matmul
 from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar
+from jaxlab.kernels.packing_nm import NM_LAYOUT_VERSION
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul import Problem, quantized_matmul
 from jaxlab.kernels.quantized_matmul import api as quantized_api
@@ -91,6 +94,39 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
     table["entries"][key] = {**entry, "config": vars(Config(stages=99, ways=3))}
     monkeypatch.setattr(dispatch, "_table", lambda op, kind: json.loads(json.dumps(table)))
     assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 0
+
+
+@pytest.mark.parametrize(
+    ("problem", "version"),
+    [
+        (Problem(16, 256, 4096, "int4", 128, 64), LAYOUT_VERSION),
+        (nm_matmul.Problem(16, 256, 1024, 2, 4, 1), NM_LAYOUT_VERSION),
+    ],
+)
+def test_what_was_measured_counts_for_the_layout_of_its_op(monkeypatch, problem, version):
+    assert LAYOUT_VERSION != NM_LAYOUT_VERSION  # one would do for both otherwise
+    entry = {"implementation": "mosaic_gpu"}
+    for measured in (LAYOUT_VERSION, NM_LAYOUT_VERSION):
+        table = {"jax": "0.10", "layout": measured, "entries": {problem.key: entry}}
+        monkeypatch.setattr(dispatch, "_table", lambda op, kind, table=table: table)
+        found = dispatch.stored("op", "a GPU", problem)
+        assert found == (entry if measured == version else None)
+
+
+TABLES = sorted(Path(dispatch.__file__).parent.glob("*/configs/*.json"))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: f"{p.parts[-3]}-{p.stem}")
+def test_a_stored_table_is_one_that_dispatch_reads(path):
+    table = json.loads(path.read_text(encoding="utf-8"))
+    module = importlib.import_module(f"jaxlab.kernels.{path.parts[-3]}")
+    assert path.name == dispatch.file_name(table["device"])
+    assert table["layout"] == module.Problem.layout_version
+    assert table["entries"]
+    for entry in table["entries"].values():
+        assert entry["implementation"] in dispatch.IMPLEMENTATIONS
+        # What was measured ahead is ahead.
+        assert (entry["us"] < entry["xla_us"]) >= (entry["implementation"] == "mosaic_gpu")
 
 
 @pytest.fixture

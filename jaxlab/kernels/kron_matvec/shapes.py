@@ -39,6 +39,9 @@ class Problem(NamedTuple):
     n2: int
     dtype: str
 
+    # Plain arrays have one.
+    layout_version = 1
+
     @property
     def family(self) -> str:
         """What is measured together."""

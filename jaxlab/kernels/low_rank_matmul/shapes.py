@@ -88,6 +88,9 @@ class Problem(NamedTuple):
     n: int
     dtype: str
 
+    # Plain arrays have one.
+    layout_version = 1
+
     @property
     def family(self) -> str:
         """What is measured together."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.kernels.packing import FORMATS, Planar
+from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar
 from jaxlab.kernels.plan import Config, Plan, steps_of
 
 
@@ -19,6 +19,8 @@ class Problem(NamedTuple):
     kind: str
     group: int
     width: int
+
+    layout_version = LAYOUT_VERSION
 
     @property
     def block(self) -> int:

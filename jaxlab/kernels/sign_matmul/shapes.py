@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.kernels import plan
-from jaxlab.kernels.packing import FORMATS, Planar
+from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar
 
 # Rows of a to a warpgroup that multiplies, and such warpgroups of a block of threads.
 TILE = 64
@@ -52,6 +52,8 @@ class Problem(NamedTuple):
     width: int
     packed: bool
     dtype: str
+
+    layout_version = LAYOUT_VERSION
 
     @property
     def block(self) -> int:

@@ -14,7 +14,7 @@ import jaxlab
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.nm_matmul import nm_matmul as nm_matmul_of_arrays
 from jaxlab.kernels.nm_matmul.shapes import Problem
-from jaxlab.kernels.packing import LAYOUT_VERSION
+from jaxlab.kernels.packing_nm import NM_LAYOUT_VERSION
 from jaxlab.methods.nm import NM, NMPacked, NMPattern, NMPlanes, nm_mask, nm_matmul, nm_pack_planes
 from jaxlab.methods.quantized import LARGEST, round_to_integers
 from jaxlab.training.sharding import make_mesh, param_specs
@@ -216,7 +216,7 @@ def test_a_gpu_is_given_the_kernel_where_it_won(on_an_h100, monkeypatch, hyper):
         of(rows=rows, scaled=hyper.get("group", 0)).key: {"implementation": name}
         for rows, name in ((16, "mosaic_gpu"), (32, "xla"))
     }
-    table = {"jax": "0.10", "layout": LAYOUT_VERSION, "entries": won}
+    table = {"jax": "0.10", "layout": NM_LAYOUT_VERSION, "entries": won}
     monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
     monkeypatch.setattr(dispatch, "_found", {})
     for rows, taken in ((16, 1), (32, 0), (64, 0)):
