@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from claim import RESULTS, stored
-from kernel_places import KERNELS, floor, layout_of, on_device, peers, present_layout, ranked
+from kernel_places import (
+    KERNELS,
+    complete,
+    floor,
+    layout_of,
+    on_device,
+    peers,
+    present_layout,
+    ranked,
+)
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.plan import STEPS
@@ -27,6 +36,9 @@ def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
     for name, entry in of_op.items():
         if layout_of(result, entry) != layout:
             print(f"{name}: measured with layout {layout_of(result, entry)}, left out")
+            continue
+        if not complete(result, entry):
+            print(f"{name}: the dense product was not measured, left out")
             continue
         rows = peers(result, entry).items()
         others = min((on_device(row) for name, row in rows if name.startswith("XLA")), default=0.0)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from kernel_places import best, on_device, peers
+from kernel_places import best, current, on_device, peers
+from numerics_page import table
 
 # Microseconds on an H100 that were aimed at.
 GOALS = {
@@ -20,31 +21,77 @@ GOALS = {
 H100 = {"bandwidth": 3.0e12, "bf16": 798e12, "int8": 2 * 798e12}
 
 
-def allowed(cell: Any, goal: float) -> float:
-    """Microseconds that stand to this device's floor as the goal does to an H100's.
-
-    Never more than the goal: a slow copy makes a high floor.
-    """
+def floor_h100(cell: Any) -> float:
+    """Microseconds that bytes or operations take an H100 at the least."""
     seconds = cell["bytes"] / H100["bandwidth"], cell["flops"] / H100.get(cell["peak"], 1e30)
-    return goal * min(1.0, cell["floor"] / (max(seconds) * 1e6))
+    return max(seconds) * 1e6
+
+
+def times_floor(cell: Any) -> float:
+    """How many times the floor a place takes.
+
+    That of the device, or an H100's where that is lower: a slow copy makes a high floor.
+    """
+    return on_device(best(cell)) / min(cell["floor"], floor_h100(cell))
+
+
+def measured(result: Any) -> dict[str, Any]:
+    """The places of the goals that were measured, with the kernels as they are now."""
+    cells = {key: result["cells"][key] for key in GOALS if key in result["cells"]}
+    return {key: cell for key, cell in cells.items() if current(result, cell)}
 
 
 def reached(result: Any, key: str) -> bool:
-    """Whether a place takes no longer than is allowed on its device."""
-    cell = result["cells"][key]
-    return on_device(best(cell)) <= allowed(cell, GOALS[key])
+    """Whether a place takes no longer than its figure, whatever the device."""
+    return on_device(best(result["cells"][key])) <= GOALS[key]
+
+
+def as_near(cell: Any, goal: float) -> bool:
+    """Whether a place is as near to its device's floor as the figure to an H100's."""
+    return times_floor(cell) <= goal / floor_h100(cell)
+
+
+def goal_table(result: Any) -> str:
+    """The figures to reach, and how near ours are."""
+    lines, there = [], measured(result)
+    for key, goal in GOALS.items():
+        op, what = key.split(" ", 1)
+        if key not in there:
+            why = "an earlier kernel's" if key in result["cells"] else "not measured"
+            lines.append([f"`{op}`", what, str(goal), why, "", "", "", ""])
+            continue
+        cell = there[key]
+        of = goal / floor_h100(cell)
+        words = ["yes" if ok else "no" for ok in (reached(result, key), as_near(cell, goal))]
+        took = f"{on_device(best(cell)):.1f}" if best(cell) else "failed"
+        here = f"{times_floor(cell):.2f}" if best(cell) else ""
+        lines.append([f"`{op}`", what, str(goal), took, words[0], f"{of:.2f}", here, words[1]])
+    head = ["op", "what", "figure, us", "ours here, us", "within it"]
+    return table([*head, "figure, of an H100's floor", "ours, of the floor here", "as near"], lines)
 
 
 def goal_words(result: Any, key: str) -> str:
-    """A place's time beside what is allowed, its floor and its peers."""
+    """A place's time beside its floor and its peers."""
     cell = result["cells"][key]
-    took, limit = on_device(best(cell)), allowed(cell, GOALS[key])
     others = ", ".join(
         f"{name} {on_device(row):.1f}"
         for name, row in peers(result, cell).items()
         if on_device(row) < float("inf")
     )
-    return (
-        f"{took:.1f} us, {took / cell['floor']:.2f} of the floor {cell['floor']:.1f}; allowed here "
-        f"{limit:.1f}; {others}"
+    before = "" if current(result, cell) else "an earlier kernel: "
+    took = f"{on_device(best(cell)):.1f} us, {times_floor(cell):.2f} of the floor"
+    return f"{before}{took}; {others}"
+
+
+def near_words(result: Any) -> str:
+    """Of each place of a goal, how many times the floor it takes, and may take."""
+    return "; ".join(
+        f"{key}: {times_floor(cell):.2f}, figure {GOALS[key] / floor_h100(cell):.2f}"
+        for key, cell in measured(result).items()
     )
+
+
+def all_near(result: Any) -> bool:
+    """Whether every place of a goal was measured, and is as near to the floor."""
+    there = measured(result)
+    return len(there) == len(GOALS) and all(as_near(cell, GOALS[k]) for k, cell in there.items())

@@ -56,3 +56,19 @@ def present_layout(op: str) -> int | None:
     if not (KERNELS / op / "api.py").exists():
         return None
     return importlib.import_module(f"jaxlab.kernels.{op}").Problem.layout_version
+
+
+def current(result: Any, cell: Any) -> bool:
+    """Whether a place was measured with the layout that its kernel has now."""
+    return layout_of(result, cell) == present_layout(cell["op"])
+
+
+def complete(result: Any, cell: Any) -> bool:
+    """Whether the dense product that a place is compared with was measured, too."""
+    return "dense" not in cell or "xla" in result["dense"].get(cell["dense"], {})
+
+
+def fastest(result: Any, cell: Any, of: str = "") -> float:
+    """Microseconds of the fastest peer whose name begins with `of`; 0 where there is none."""
+    rows = peers(result, cell).items()
+    return min((on_device(row) for name, row in rows if name.startswith(of)), default=0.0)

@@ -18,9 +18,9 @@ import time
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants room, too
 
+import kernel_tables
 import kernel_timing
 import kernel_units
-import publish_kernels
 import records
 from absl import app, flags
 from kernel_choices import merge, write_configs
@@ -73,7 +73,7 @@ def measure(units: list[kernel_units.Unit], name: str) -> None:
         print(f"[{time.monotonic() - began:.0f} s] {unit.key}", flush=True)
     if name == NAME:
         for op in dict.fromkeys(cell["op"] for cell in result["cells"].values()):
-            print(f"\n{op}, microseconds\n{publish_kernels.op_table(result, op)}")
+            print(f"\n{op}, microseconds\n{kernel_tables.op_table(result, op)}")
 
 
 def main(argv: list[str]) -> None:

@@ -61,6 +61,11 @@ def place(op, kind, rows, us, xla, n=8192, k=8192, family="f", torch=None):
     }  # fmt: skip
 
 
+def slow(*rows):
+    """Dense products of these rows that all are faster than."""
+    return {f"8192x8192 b{r}": {"xla": timed(99.0), "torch": {}} for r in rows}
+
+
 def test_a_cell_tells_right_from_wrong_and_from_what_does_not_compile(module):
     calls = [(jnp.full((4, 8), i + 1.0), jnp.ones((8, 8))) for i in range(2)]
     cell = module("kernel_cell").Cell(
@@ -168,6 +173,10 @@ def test_a_kernel_is_taken_where_it_beats_all_of_xla_by_the_margin(module):
     }  # fmt: skip
     assert list(table["won"]) == ["b"]
     assert (table["device"], table["layout"]) == ("NVIDIA X", 1)
+    # Where no dense product was measured nothing is known.
+    without = {**record["result"], "dense": {"8192x8192 b16": dense["8192x8192 b16"]}}
+    known = module("kernel_choices").choices({**record, "result": without}, "op")["entries"]
+    assert set(known) == {"a/8192x8192/b16", "b/8192x8192/b16"}
     # Of places that were measured with several layouts the last one's count.
     cells["ahead"]["layout"] = 2
     table = module("kernel_choices").choices(record, "op")
@@ -183,7 +192,7 @@ def test_a_table_is_written_only_for_the_layout_that_a_kernel_has(module, monkey
     cell = place("nm_matmul", "2:4", 16, us=10.0, xla=20.0)
     record = {"device": "X", "versions": {"jax": "0.11.2"}}
     for layout, written in ((present - 1, 0), (present, 1)):
-        result = {"cells": {"a": cell | {"layout": layout}}, "dense": {}}
+        result = {"cells": {"a": cell | {"layout": layout}}, "dense": slow(16)}
         stored = [{**record, "result": result}]
         monkeypatch.setattr(choices, "stored", lambda name, stored=stored: stored)
         (tmp_path / "nm_matmul").mkdir(exist_ok=True)
@@ -219,15 +228,33 @@ def test_parts_are_joined_and_removed(module, tmp_path):
 
 
 def test_the_rows_at_which_a_kernel_wins_are_told_from_all_that_were_measured(module):
-    pages = module("publish_kernels")
+    pages = module("kernel_tables")
     won = {1: 20.0, 8: 20.0, 16: 9.0, 64: 9.0}
     cells = {
         f"op kind b{rows}": place("op", "kind", rows, 10.0, xla, torch={"bf16": timed(9.5)})
         for rows, xla in won.items()
     }
-    text = pages.range_table({"cells": cells, "dense": {}})
-    assert "| op | kind | 8192 x 8192 | 1, 8, 16, 64 | from 1 to 8 | nowhere |" in text
+    text = pages.range_table({"cells": cells, "dense": slow(*won)})
+    assert pages.range_table({"cells": cells, "dense": slow(1, 8)}).count("| 1, 8 |") == 1
+    assert "| op | kind | 8192 x 8192 | 1, 8, 16, 64 | from 1 to 8 | at none |" in text
     assert pages._range([1, 8, 16], [True, False, True]) == "at 1, 16"
+
+
+def test_the_summary_says_where_a_kernel_runs_and_what_it_gains(module):
+    pages, op = module("kernel_tables"), "quantized_matmul"
+    cells = {
+        f"{op} int4 b{rows}": place(op, "int4", rows, 10.0, xla, torch={"bf16": timed(9.0)})
+        for rows, xla in {16: 10.5, 1: 40.0}.items()
+    }
+    cells[f"{op} int8 b16"] = place(op, "int8", 16, 10.0, 5.0)
+    cells["nm_matmul 2:4 b16"] = place("nm_matmul", "2:4", 16, 10.0, 50.0)  # layout 1
+    cells["gone 2:4 b16"] = place("gone", "a s16", 16, 10.0, 50.0)
+    _, _, *lines = pages.gain_table({"cells": cells, "dense": slow(1, 16)}).splitlines()
+    assert lines == [
+        "| `gone` | a | 8192 x 8192 | 16 | never: deleted | 5.00 |  |",
+        f"| `{op}` | int4 | 8192 x 8192 | 1, 16 | at 1 of 2 | 1.05 to 4.00 | 0.90 |",
+        f"| `{op}` | int8 | 8192 x 8192 | 16 | never | 0.50 |  |",
+    ]
 
 
 def ranked_result(pages, int8, dense, torch):
@@ -261,18 +288,26 @@ def test_one_slow_repeat_breaks_the_ranking(module):
     assert "not" in pages._ranking_holds(result)
 
 
-def test_a_goal_is_scaled_by_the_floor_of_the_device(module):
-    goals = module("kernel_goals")
-    cell = place("op", "kind", 16, 10.0, 20.0) | {"bytes": 30_000_000}
-    # 10 us on an H100; a slower copy allows no more.
-    assert goals.allowed(cell | {"floor": 11.0}, 14) == 14
-    # Twice as fast here.
-    cell["floor"] = 5.0
-    assert goals.allowed(cell, 14) == pytest.approx(7.0)
-    key = "quantized_matmul int4 8192x8192 b16"
-    assert not goals.reached({"cells": {key: cell}, "dense": {}}, key)
-    cell["ours"] = [timed(6.9)]
-    assert goals.reached({"cells": {key: cell}, "dense": {}}, key)
+def test_a_figure_is_compared_as_a_time_and_as_times_the_floor(module):
+    goals, key = module("kernel_goals"), "quantized_matmul int4 8192x8192 b16"
+    # 10 us on an H100, of which the figure is 1.4.
+    cell = place(key.split()[0], "int4", 16, 13.0, 20.0) | {"bytes": 30_000_000, "layout": 1}
+    result = {"cells": {key: cell}, "dense": {}}
+    # A copy twice as fast, then a slower one, which allows no more.
+    for floor, near in ((5.0, False), (10.0, True), (11.0, True)):
+        cell["floor"] = floor
+        assert goals.reached(result, key)
+        assert goals.as_near(cell, goals.GOALS[key]) == near
+        row = next(row for row in goals.goal_table(result).splitlines() if "| int4 " in row)
+        times = 13.0 / min(floor, 10.0)
+        assert row.endswith(f"| 13.0 | yes | 1.40 | {times:.2f} | {'yes' if near else 'no'} |")
+    cell |= {"ours": [timed(14.5)], "floor": 11.0}
+    assert not goals.reached(result, key)
+    assert not goals.as_near(cell, goals.GOALS[key])
+    assert not goals.all_near(result)  # the others are not there
+    cell["layout"] = 0
+    assert "an earlier kernel's" in goals.goal_table(result)
+    assert goals.goal_words(result, key).startswith("an earlier kernel: 14.5 us")
 
 
 def test_goals_name_places_that_are_measured(module):
@@ -281,52 +316,6 @@ def test_goals_name_places_that_are_measured(module):
     goals = [key for key in module("kernel_goals").GOALS if key.split(" ", 1)[0] in known]
     assert set(goals) <= keys
     assert len(goals) >= 5
-
-
-CSV = """==PROF== Connected to process 1
-==PROF== Profiling "body" - 0: 0%
-"ID","Kernel Name","gpu__time_duration.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed",\
-"sm__inst_executed.sum","smsp__issue_active.avg.pct_of_peak_sustained_active",\
-"smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio",\
-"smsp__average_warps_issue_stalled_wait_per_issue_active.ratio","lts__t_bytes.sum"
-"","","ns","%","inst","%","inst","inst","Kbyte"
-"0","wrapped_atan2","1,000","1","1","1","1","1","1"
-"1","loop_transpose_fusion","3,000","1","1","1","1","1","1"
-"2","body_mosaic_gpu_kernel","10,500","61.5","2,097,152","49.0","0.75","n/a","8,704"
-"3","wrapped_atan2","1,000","1","1","1","1","1","1"
-"4","body_mosaic_gpu_kernel","20,000","50","1","51.0","0.1","0.55","1"
-"5","wrapped_atan2","1,000","1","1","1","1","1","1"
-"""
-
-
-def test_counters_are_read_as_the_profiler_prints_them(module):
-    counters = module("kernel_counters")
-    first, second, rest = counters.blocks(counters.parse(CSV), "atan2")
-    assert [launch["Kernel Name"] for launch in first] == [
-        "loop_transpose_fusion", "body_mosaic_gpu_kernel",
-    ]  # fmt: skip
-    assert rest == []
-    launch = max(first, key=counters.seconds)
-    assert counters.seconds(launch) == pytest.approx(10.5e-6)
-    assert launch["lts__t_bytes.sum"] == pytest.approx(8.704e6)
-    assert list(counters.ceilings(launch)) == ["memory", "issue slots"]
-    assert list(counters.ceilings(second[0])) == ["issue slots", "memory"]
-    assert counters.stalls(launch) == {"long_scoreboard": 0.75}
-    assert list(counters.stalls(second[0])) == ["wait", "long_scoreboard"]
-    kept = counters.kept(launch)
-    assert set(kept) == set(launch)
-    line = module("publish_kernel_profile").line
-    entry = {"counters": kept, "weights": 2**25, "others": [["transpose", 3e-6]]}
-    # 2^21 instructions of 32 threads for 2^25 weights.
-    assert "10.5 us, memory 62 % (then issue slots 49 %), 2.00 instructions a weight" in line(
-        "x", entry
-    )
-
-
-def test_without_a_profiler_the_output_has_no_launches(module):
-    counters = module("kernel_counters")
-    assert counters.parse("==ERROR== no permission\n") == []
-    assert list(counters.blocks([], "atan2")) == []
 
 
 def test_a_drawn_method_has_the_form_that_compression_gives(module):
