@@ -18,12 +18,10 @@ pytestmark = [
     ),
 ]
 
-# Two launches; one, with room for few tiles between its halves and for all.
 CONFIGS = [
     Config(ways=2, stages=2),
     Config(ways=2, stages=3, outs=2, part=64, backwards=False),
-    Config(ways=1, stages=3, fused=True, room=1),
-    Config(ways=1, stages=2, outs=2, fused=True, room=0),
+    Config(batch_tile=128, ways=1, stages=2),
 ]
 
 
@@ -49,9 +47,7 @@ def test_compiled_equals_reference(config, blocks, size, rows, transpose):
     how = {"blocked": True, "transpose": transpose}
     product = functools.partial(monarch_matmul, implementation="mosaic_gpu", config=config, **how)
     expected = reference(x, w1, w2, **how)
-    # Twice, as counters must be 0 again.
-    for _ in range(2):
-        close(jax.jit(product)(x, w1, w2), expected)
+    close(jax.jit(product)(x, w1, w2), expected)
 
 
 @pytest.mark.parametrize("blocked", [False, True])
@@ -61,7 +57,7 @@ def test_wide_blocks(blocked):
     close(product(x, w1, w2), reference(x, w1, w2, blocked=blocked, transpose=False))
 
 
-@pytest.mark.parametrize("config", CONFIGS[1:3])
+@pytest.mark.parametrize("config", CONFIGS[:2])
 def test_derivatives_and_batches_are_those_of_the_reference(config):
     x, w1, w2 = problem(64, 64, 192)
 

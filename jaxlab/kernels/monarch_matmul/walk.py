@@ -7,8 +7,6 @@ columns; the second takes what the first stored, with rows of x innermost, as a 
 which costs nothing, and has rows of x on the rows again. So nothing is transposed.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,15 +26,12 @@ class Walk(NamedTuple):
       config: the cut.
       turned: whether weights are (blocks, inputs, outputs) and not (blocks, outputs, inputs).
       is_first: which of the two stages.
-      slots: tiles of rows that the middle has room for: (out_blocks, slots inputs, rows of a tile),
-        the inputs being those of a block of the second stage.
     """
 
     problem: Problem
     config: Config
     turned: bool
     is_first: bool
-    slots: int
 
     @property
     def stage(self) -> Stage:
@@ -55,9 +50,9 @@ class Walk(NamedTuple):
 
     @property
     def middle(self) -> tuple[int, int, int]:
-        """The shape of what the first stage writes."""
-        inner = self.problem.second.inputs
-        return self.problem.out_blocks, self.slots * inner, self.config.batch_tile
+        """The shape of what the first stage writes: by block of the second, tiles of its inputs."""
+        inner = self.problem.tiles(self.config) * self.problem.second.inputs
+        return self.problem.out_blocks, inner, self.config.batch_tile
 
     def scratch(self, dtype: Any) -> dict[str, Any]:
         """Shared memory of a block of threads."""
@@ -86,7 +81,7 @@ class Walk(NamedTuple):
         """Where the operand's tile of a block is."""
         if self.is_first:
             return nth(at, self.config.batch_tile), nth(block, self.stage.inputs)
-        return block, nth(self._slot(at), self.stage.inputs), slice(None)
+        return block, nth(at, self.stage.inputs), slice(None)
 
     def targets(self, block: Any, piece: Any, at: Any) -> list[tuple[Any, tuple[Any, ...]]]:
         """Runs of rows of a result, and where they go."""
@@ -94,7 +89,7 @@ class Walk(NamedTuple):
         if not self.is_first:
             nth_part = block * jnp.int32(self.stage.outputs // part) + piece
             return [(slice(None), (nth(at, self.config.batch_tile), nth(nth_part, part)))]
-        start = self._slot(at) * jnp.int32(self.problem.second.inputs // rank) + block
+        start = at * jnp.int32(self.problem.second.inputs // rank) + block
         if rank == 1:
             # Each output goes to another block.
             return [(slice(None), (nth(piece, part), start, slice(None)))]
@@ -109,30 +104,10 @@ class Walk(NamedTuple):
             found.append((pl.ds(n * run, run), place))
         return found
 
-    def _slot(self, at: Any) -> Any:
-        whole = self.slots >= self.problem.tiles(self.config)
-        return at if whole else lax.rem(at, jnp.int32(self.slots))
-
 
 def nth(at: Any, count: int) -> Any:
     """The slice of `count` that stands after `at` others."""
     return pl.ds(at * jnp.int32(count), count)
-
-
-class Hooks(NamedTuple):
-    """What is done about a tile of rows, if anything, by those that must agree with others.
-
-    Attributes:
-      before_read: before the operand is asked for.
-      after_read: when it has been read.
-      before_write: before the result is stored.
-      after_write: when it is there for all to see.
-    """
-
-    before_read: Callable[[Any], None] | None = None
-    after_read: Callable[[Any], None] | None = None
-    before_write: Callable[[Any], None] | None = None
-    after_write: Callable[[Any], None] | None = None
 
 
 def walk(
@@ -145,7 +120,6 @@ def walk(
     first: Any,
     stride: int,
     backwards: bool = False,
-    hooks: Hooks | None = None,
 ) -> None:
     """What a warpgroup does.
 
@@ -158,10 +132,8 @@ def walk(
       first: its first tile.
       stride: from a tile to its next one.
       backwards: whether the last rows come first.
-      hooks: for those who wait.
     """
     x_gmem, w_gmem, out_gmem = refs
-    before_read, after_read, before_write, after_write = hooks or Hooks()
     config, stages, part = plan.config, plan.config.stages, plan.part
     tiles, per_block = plan.problem.tiles(config), jnp.int32(plan.stage.outputs // part)
     block, piece = lax.div(nth_part, per_block), lax.rem(nth_part, per_block)
@@ -176,10 +148,7 @@ def walk(
         return scratch["arrived"].at[way * jnp.int32(stages) + slot]
 
     def fetch(i: Any, slot: Any) -> None:
-        at = tile_at(i)
-        if before_read:
-            before_read(at)
-        place = x_gmem.at[plan.source(block, at)]
+        place = x_gmem.at[plan.source(block, tile_at(i))]
         plgpu.copy_gmem_to_smem(place, x_smem.at[slot], arrived(slot))
 
     def product(slot: Any, acc: Any) -> jax.Array:
@@ -217,39 +186,17 @@ def walk(
         slot = lax.rem(i, jnp.int32(stages))
         plgpu.barrier_wait(arrived(slot))
         total = pl.run_scoped(lambda acc: product(slot, acc), _compat.sums(*plan.result))
-        if after_read:
-            after_read(tile_at(i))
 
-        # Where others are waited for, not before what they wait for is on its way.
-        if not before_read:
-            fetch_next(i, slot)
-        slot_out = out_smem.at[lax.rem(i, jnp.int32(config.outs))]
-        plgpu.wait_smem_to_gmem(config.outs - 1, wait_read_only=True)
-        slot_out[...] = total.astype(out_gmem.dtype)
-        plgpu.commit_smem()
-        if before_write:
-            before_write(tile_at(i))
-        store(tile_at(i), slot_out)
-        if after_write:
-            # Of the tile before: by now it has arrived, and nobody waits for this one yet.
-            plgpu.wait_smem_to_gmem(1)
-
-            pl.when(i > 0)(functools.partial(tell, i - jnp.int32(1)))
-
-        if before_read:
-            fetch_next(i, slot)
-        return carry
-
-    def tell(i: Any) -> None:
-        if after_write:
-            after_write(tile_at(i))
-
-    def fetch_next(i: Any, slot: Any) -> None:
         @pl.when(i + jnp.int32(stages) < count)
         def _() -> None:
             fetch(i + jnp.int32(stages), slot)
 
+        slot_out = out_smem.at[lax.rem(i, jnp.int32(config.outs))]
+        plgpu.wait_smem_to_gmem(config.outs - 1, wait_read_only=True)
+        slot_out[...] = total.astype(out_gmem.dtype)
+        plgpu.commit_smem()
+        store(tile_at(i), slot_out)
+        return carry
+
     lax.fori_loop(jnp.int32(0), count, step, jnp.int32(0))
     plgpu.wait_smem_to_gmem(0)
-    if after_write:
-        pl.when(count > 0)(functools.partial(tell, count - jnp.int32(1)))
