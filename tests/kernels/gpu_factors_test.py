@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from jaxlab.kernels import low_rank_matmul as low_rank
-from jaxlab.kernels import sherman_morrison
 from jaxlab.kernels.kron_matvec import Config, Problem, kron_matvec
 from jaxlab.kernels.low_rank_matmul.reference import reference
-from jaxlab.kernels.sherman_morrison.reference import xla
 
 pytestmark = [
     pytest.mark.gpu,
@@ -93,25 +91,3 @@ def test_two_thin_products(rows, config):
         assert off(y, reference(expected, (), (down, made))) <= 2**-7
         made = jnp.roll(made, 64, axis=1)
         expected = expected + jnp.tile(y, (1, 4)) * jnp.bfloat16(1e-3)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("stack", "n", "ways"), [(1, 512, 4), (40, 512, 2), (3, 128, 1)])
-def test_updates_of_inverse_factors(stack, n, ways, dtype):
-    rng = np.random.default_rng(n)
-    half = rng.normal(size=(stack, n, n)) / np.sqrt(n)
-    j = half @ half.swapaxes(-1, -2)
-    j[0] *= 10
-    j = jnp.asarray((j + j.swapaxes(-1, -2)) / 2, dtype)
-    v = jnp.asarray(rng.normal(size=(stack, n)) / np.sqrt(n), jnp.float32)
-    new = sherman_morrison.sherman_morrison_update(
-        *(j, v),
-        gamma=0.9,
-        eps=5.0,
-        zeta=0.8,
-        implementation="mosaic_gpu",
-        config=sherman_morrison.Config(ways),
-    )
-    expected = xla(j, v, jnp.asarray([0.9, 5.0, 0.8], jnp.float32))
-    assert off(new, expected) <= (1e-5 if dtype == jnp.float32 else 2**-7)
-    np.testing.assert_array_equal(np.asarray(new), np.asarray(new).swapaxes(-1, -2))

@@ -13,11 +13,18 @@ from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
 from jaxlab.optim.mkor.checks import check_share
 
-Update = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# Of J, J v, v, gamma, and a and b: the update of a J + b I.
+Update = Callable[..., jax.Array]
 
 
 def sherman_morrison(
-    j: jax.Array, v: jax.Array, *, mode: str = "interp", gamma: jax.typing.ArrayLike = 0.95
+    j: jax.Array,
+    v: jax.Array,
+    *,
+    mode: str = "interp",
+    gamma: jax.typing.ArrayLike = 0.95,
+    eps: jax.typing.ArrayLike | None = None,
+    zeta: jax.typing.ArrayLike = 0.9,
 ) -> jax.Array:
     """The inverse factor after the vector of a step.
 
@@ -31,6 +38,8 @@ def sherman_morrison(
         where no vector points; "paper", what the paper prints, which is no inverse of either and
         diverges: for comparison only.
       gamma: in (0, 1).
+      eps: with it, the update is that of what `stabilise` leaves of J, in one pass; None is J.
+      zeta: likewise.
 
     Returns:
       (..., n, n), in the dtype of `j`, computed in float32 or better.
@@ -45,25 +54,31 @@ def sherman_morrison(
     check_update(mode)
     check_share("gamma", gamma)
     dtype = accumulator(j.dtype)
-    return UPDATES[mode](j.astype(dtype), v.astype(dtype), jnp.asarray(gamma, dtype)).astype(
-        j.dtype
-    )
+    wide, v = j.astype(dtype), v.astype(dtype)
+    # The product is one with J as it is, so that what the stabiliser leaves is never stored.
+    product = jnp.einsum("...ij,...j->...i", wide, v, precision="highest")
+    a, b = jnp.ones(j.shape[:-2], dtype), jnp.zeros(j.shape[:-2], dtype)
+    if eps is not None:
+        _, a, b = _pull(wide, eps, zeta)
+    return UPDATES[mode](wide, product, v, jnp.asarray(gamma, dtype), a, b).astype(j.dtype)
 
 
-def _interp(j: jax.Array, v: jax.Array, gamma: jax.Array) -> jax.Array:
-    u = gamma * _times(j, v) + (1 - gamma) * v
-    eye = jnp.eye(v.shape[-1], dtype=j.dtype)
-    return gamma * j + (1 - gamma) * _like(eye, j) - _outer(u) / (1 + _dot(v, u))
+def _interp(j, product, v, gamma, a, b):
+    a, b = gamma * a, gamma * b + (1 - gamma)
+    u = _mixed(a, product, b, v)
+    return _plus_identity(a, j, b) - _outer(u) / (1 + _dot(v, u))
 
 
-def _ema(j: jax.Array, v: jax.Array, gamma: jax.Array) -> jax.Array:
-    u = _times(j, v)
-    return (j - (1 - gamma) * _outer(u) / (gamma + (1 - gamma) * _dot(v, u))) / gamma
+def _ema(j, product, v, gamma, a, b):
+    u = _mixed(a, product, b, v)
+    below = gamma + (1 - gamma) * _dot(v, u)
+    return (_plus_identity(a, j, b) - (1 - gamma) * _outer(u) / below) / gamma
 
 
-def _paper(j: jax.Array, v: jax.Array, gamma: jax.Array) -> jax.Array:
-    u = _times(j, v)
-    return gamma * j + (1 - gamma) * _outer(u) / (gamma**2 * (1 + gamma * (1 - gamma) * _dot(v, u)))
+def _paper(j, product, v, gamma, a, b):
+    u = _mixed(a, product, b, v)
+    below = gamma**2 * (1 + gamma * (1 - gamma) * _dot(v, u))
+    return gamma * _plus_identity(a, j, b) + (1 - gamma) * _outer(u) / below
 
 
 UPDATES: dict[str, Update] = {"interp": _interp, "ema": _ema, "paper": _paper}
@@ -94,10 +109,17 @@ def stabilise(
     >>> round(j.item(), 1), bool(fired)
     (900.1, True)
     """
+    fired, a, b = _pull(j, eps, zeta)
+    return _plus_identity(a, j, b), fired
+
+
+def _pull(
+    j: jax.Array, eps: jax.typing.ArrayLike, zeta: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Whether the stabiliser pulls J, and a and b of a J + b I, which is what it leaves."""
     fired = jnp.max(jnp.abs(j), axis=(-2, -1)) > jnp.asarray(eps, j.dtype)
-    share = jnp.asarray(zeta, j.dtype)
-    pulled = share * j + (1 - share) * _like(jnp.eye(j.shape[-1], dtype=j.dtype), j)
-    return jnp.where(fired[..., None, None], pulled, j), fired
+    a = jnp.where(fired, jnp.asarray(zeta, j.dtype), 1)
+    return fired, a, 1 - a
 
 
 def precondition(
@@ -171,10 +193,6 @@ def check_rescale(rescale: str) -> None:
         raise ValueError(f"mkor: rescale={rescale!r}; {suggest(rescale, RESCALES)}")
 
 
-def _times(j: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.einsum("...ij,...j->...i", j, v, precision="highest")
-
-
 def _outer(u: jax.Array) -> jax.Array:
     return u[..., :, None] * u[..., None, :]
 
@@ -183,5 +201,10 @@ def _dot(v: jax.Array, u: jax.Array) -> jax.Array:
     return jnp.sum(v * u, axis=-1)[..., None, None]
 
 
-def _like(matrix: jax.Array, j: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(matrix, j.shape)
+def _mixed(a: jax.Array, product: jax.Array, b: jax.Array, v: jax.Array) -> jax.Array:
+    return a[..., None] * product + b[..., None] * v
+
+
+def _plus_identity(a: jax.Array, j: jax.Array, b: jax.Array) -> jax.Array:
+    eye = jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape)
+    return a[..., None, None] * j + b[..., None, None] * eye

@@ -25,7 +25,6 @@ from jaxlab.optim.mkor.factors import (
     check_update,
     precondition,
     sherman_morrison,
-    stabilise,
 )
 from jaxlab.optim.mkor.hybrid import Hybrid, HybridState, hybrid_init, hybrid_step
 from jaxlab.optim.mkor.inner import UNTOLD, followed, followed_by_name
@@ -151,7 +150,7 @@ def scale_by_mkor(
     def refreshed(j, v, good):
         if j is None:
             return None
-        new = sherman_morrison(stabilise(j, limit, zeta)[0], v, mode=factor_update, gamma=gamma)
+        new = sherman_morrison(j, v, mode=factor_update, gamma=gamma, eps=limit, zeta=zeta)
         return jnp.where(good[..., None, None], new, j)
 
     def refresh(factors, stats):

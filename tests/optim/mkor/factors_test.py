@@ -134,6 +134,20 @@ def test_the_stabiliser_pulls_what_has_grown():
     np.testing.assert_array_equal(pulled[1], j[1])
 
 
+@pytest.mark.parametrize("mode", ["interp", "ema", "paper"])
+def test_an_update_may_stabilise_on_the_way(mode):
+    j = np.float32(draw(0, 3, 17, 17)) / 8
+    grown = np.eye(17) * np.array([0, 4, 12])[:, None, None]
+    j = jnp.asarray(j + j.swapaxes(-1, -2) + grown, "float32")
+    v = jnp.asarray(draw(1, 3, 17), "float32")
+    left, fired = stabilise(j, 2.0, 0.8)
+    assert fired.tolist() == [False, True, True]
+    got = UPDATE(j, v, mode=mode, eps=2.0, zeta=0.8)
+    expected = UPDATE(left, v, mode=mode)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * jnp.abs(expected).max())
+    np.testing.assert_array_equal(got, got.swapaxes(-1, -2))
+
+
 def test_the_product_is_kroneckers():
     with jax.enable_x64(True):
         m, a, g = draw(0, 5, 3), draw(1, 5, 5), draw(2, 3, 3)
