@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from kernel_cell import Cell
+from kernel_rows import TOLERANCE
 from kernel_timing import copies_of
 
 from jaxlab.kernels.kron_matvec import Problem
@@ -65,7 +66,7 @@ def _cell(samples: int, side: int, dtype: str) -> Cell:
             "xla batched": batched,
         },
         torch={"torch matmul": functools.partial(_torch, samples, side, dtype)},
-        tolerance=1e-5 if dtype == "float32" else 2**-8,
+        tolerance=1e-5 if dtype == "float32" else TOLERANCE,
     )
 
 
