@@ -200,6 +200,21 @@ def test_a_table_is_written_only_for_the_layout_that_a_kernel_has(module, monkey
         assert len(list(tmp_path.glob("nm_matmul/configs/X.json"))) == written
 
 
+def test_the_tables_that_dispatch_reads_are_of_what_is_stored(module):
+    choices, places = module("kernel_choices"), module("kernel_places")
+    expected = {}
+    for record in module("claim").stored("kernels"):
+        for op in {cell["op"] for cell in record["result"]["cells"].values()}:
+            table = choices.choices(record, op)
+            if table["layout"] == places.present_layout(op):
+                expected[f"{op}/{record['device']}"] = table
+    found = {
+        f"{path.parts[-3]}/{path.stem}": json.loads(path.read_text(encoding="utf-8"))
+        for path in places.KERNELS.glob("*/configs/*.json")
+    }
+    assert found == expected, "run: python benchmarks/kernels.py --write_configs"
+
+
 def test_parts_are_joined_and_removed(module, tmp_path):
     about = {"device": "X", "versions": {}}
     for i, speed in enumerate((1.0, 2.0)):
