@@ -9,7 +9,7 @@ from jax import lax
 from jaxlab.kernels import _compat
 from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.monarch_matmul.reference import by_rank
-from jaxlab.kernels.monarch_matmul.shapes import Config, Problem, problem_of, refuse
+from jaxlab.kernels.monarch_matmul.shapes import Config, problem_of, refuse
 from jaxlab.kernels.monarch_matmul.walk import Walk, walk
 
 
