@@ -111,9 +111,9 @@ def _range(rows: list[int], won: list[bool]) -> str:
 
 
 def start_table(result: Any) -> str:
-    """What four times the weights add to a time, and what is left if that is taken off.
+    """What twice the weights on each of twice the processors add to a time, and what that leaves.
 
-    Of 16 rows, from 4096 x 4096 to 8192 x 8192.
+    Of 16 rows, from 4096 x 4096 to 8192 x 8192: 64 and 128 blocks of threads.
     """
     lines = []
     for (op, what), cells in _grouped(shown(result), size=False).items():
@@ -121,12 +121,11 @@ def start_table(result: Any) -> str:
         if any(side not in at for side in (_SMALL, _LARGE)) or not at[_LARGE].get("dense"):
             continue
         small, large = (on_device(best(at[side])) for side in (_SMALL, _LARGE))
-        floor = at[_LARGE]["floor"] - at[_SMALL]["floor"]
-        start = large - (large - small) * 4 / 3
-        words = [f"{value:.1f}" for value in (small, large, large - small, floor)]
-        lines.append([f"`{op}`", what, *words, f"{(large - small) / floor:.2f}", f"{start:.1f}"])
-    head = ["op", "what", "4096 x 4096", "8192 x 8192", "more", "the floor's more"]
-    return table([*head, "of that", "start and end"], lines) if lines else ""
+        start = f"{2 * small - large:.1f}" if large < 2 * small else "memory binds"
+        words = [f"{value:.1f}" for value in (small, large)]
+        lines.append([f"`{op}`", what, *words, f"{large / small:.2f}", start])
+    head = ["op", "what", "4096 x 4096", "8192 x 8192", "times as long", "start and end"]
+    return table(head, lines) if lines else ""
 
 
 def op_table(result: Any, op: str) -> str:

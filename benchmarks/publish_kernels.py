@@ -45,8 +45,9 @@ def kernels_page() -> str:
         )
         if starts := start_table(result):
             parts.append(
-                "What four times the weights add at 16 rows, and what is left of the time of "
-                f"8192 x 8192 if all its weights take as long as those:\n\n{starts}"
+                "16 rows, microseconds: 8192 x 8192 has twice the weights for each of twice the "
+                "processors. What does not grow is start and end; where it takes more than twice "
+                f"as long, memory binds:\n\n{starts}"
             )
         parts.append(f"Rows at which the kernel is faster:\n\n{range_table(result)}")
         parts += [f"`{op}`{_about(result, op)}:\n\n{op_table(result, op)}" for op in ops]

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -120,12 +119,6 @@ def test_every_packed_kind_is_measured_at_both_sizes_and_all_rows(module):
     first = [unit.key for unit in units.units("nm_matmul")][:2]
     assert first == ["dense 8192x8192 b16", "nm_matmul 2:4 8192x8192 b16"]
     assert units.units("no_such_op") == []
-
-
-def test_the_decoder_of_the_decoding_benchmark_has_the_sizes_that_are_measured(module):
-    section = module("decoding").SIZES["large"].section
-    wide, inner = section["d_model"], section["d_mlp"]
-    assert set(module("kernel_units").DECODER) == {(wide, wide), (inner, wide), (wide, inner)}
 
 
 def test_winners_go_first_and_unknown_ones_are_left_out(module):
@@ -272,6 +265,16 @@ def test_the_summary_says_where_a_kernel_runs_and_what_it_gains(module):
     ]
 
 
+def test_what_does_not_grow_with_the_work_of_a_processor_is_the_start(module):
+    pages, dense = module("kernel_tables"), slow(16)
+    dense["4096x4096 b16"] = dense["8192x8192 b16"]
+    for large, word in ((14.0, "4.0"), (19.0, "memory binds")):
+        cells = {n: place("quantized_matmul", "a", 16, us, 50.0, n, n)
+                 for n, us in ((4096, 9.0), (8192, large))}  # fmt: skip
+        text = pages.start_table({"cells": cells, "dense": dense})
+        assert text.endswith(f"| 9.0 | {large} | {large / 9:.2f} | {word} |")
+
+
 def ranked_result(pages, int8, dense, torch):
     """Places of the ranking: int4 and 2:4 take 10 us."""
     took = {"int4": 10.0, "int8": int8, "2:4": 10.0}
@@ -331,16 +334,3 @@ def test_goals_name_places_that_are_measured(module):
     goals = [key for key in module("kernel_goals").GOALS if key.split(" ", 1)[0] in known]
     assert set(goals) <= keys
     assert len(goals) >= 5
-
-
-def test_a_drawn_method_has_the_form_that_compression_gives(module):
-    decoding = module("decoding")
-    about = {"vocab_size": 32, "d_model": 32, "depth": 1, "heads": 2, "d_mlp": 32}
-    size = decoding.Size({**decoding.SIZES["large"].section, **about}, "bfloat16", 2, 1)
-    drawn = next(m for m in decoding.METHODS.values() if m.drawn)
-    (a, form), (b, expected) = (
-        jax.tree.flatten(decoding.parameters(size, method)[1])
-        for method in (drawn, drawn._replace(drawn=False))
-    )
-    assert form == expected
-    assert [(x.shape, x.dtype) for x in a] == [(x.shape, x.dtype) for x in b]
