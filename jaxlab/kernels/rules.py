@@ -1,12 +1,56 @@
-"""The rules of derivative and batching that products with packed weights share."""
+"""What products with weights share: the choice of a kernel, rules of derivative and of batching."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.custom_batching import custom_vmap
 
+from jaxlab.kernels import dispatch
 from jaxlab.kernels.dispatch import Implementation
+
+
+# Once for each setting: jax knows functions with rules of their own by identity.
+@functools.cache
+def product(
+    op: str,
+    package: str,
+    problem_of: Callable[..., dispatch.Problem],
+    xla: Implementation,
+    named: tuple[str, ...],
+    config: Any,
+    interpret: bool | None,
+    **settings: Any,
+) -> Implementation:
+    """A function of (x, packed, floating) that takes the kernel or XLA, and has `with_rules`.
+
+    Args:
+      op: its name.
+      package: whose kernel it takes.
+      problem_of: what the choice looks at; of the same arguments and `settings`, as xla is.
+      xla: the product in jax.numpy.
+      named: implementations that were asked for, if any.
+      config: of the kernel; None takes the stored one, or a rule of thumb.
+      interpret: runs the kernel on a CPU.
+      **settings: hashable; of the product.
+    """
+    by_xla = functools.partial(xla, **settings)
+
+    def forward(x: jax.Array, packed: Any, floating: Any) -> jax.Array:
+        # Here and not before, so that a batch that was folded into the rows is counted.
+        chosen = dispatch.choice(op, problem_of(x, packed, floating, **settings), config)
+        kernel = functools.partial(
+            dispatch.on_demand(package, "mosaic_gpu"),
+            config=chosen.config,
+            interpret=interpret,
+            **settings,
+        )
+        kernels = {"mosaic_gpu": kernel, "xla": by_xla}
+        return dispatch.run(op, kernels, x, packed, floating, named=named, chosen=chosen)
+
+    return jax.jit(with_rules(op, forward, by_xla, named))
 
 
 def with_rules(
@@ -15,36 +59,12 @@ def with_rules(
     """A function of (x, packed, floating) that has derivatives and batches well.
 
     Reverse mode differentiates the product as XLA computes it, in `x` and the floating arguments;
-    integers get no cotangent. Under `jax.vmap` over x alone the batch is folded into the rows of x,
-    so that one product stays one product; a batch of weights goes to XLA.
-
-    Args:
-      op: its name, for messages.
-      forward: (x, packed, floating) to the result, x of (rows, k); `packed` and `floating` are
-        trees of arrays.
-      xla: the same in jax.numpy.
-      named: implementations that were asked for, if any. Without "xla" among them a batch of
-        weights raises NotImplementedError.
+    integers get no cotangent. Batches are those of `folding`, which has the same arguments.
     """
-
-    @custom_vmap
-    def folded(x: jax.Array, packed: Any, floating: Any) -> jax.Array:
-        return forward(x, packed, floating)
-
-    @folded.def_vmap
-    def _(size: int, batched: Any, x: jax.Array, packed: Any, floating: Any) -> Any:
-        if not any(jax.tree.leaves(batched[1:])):
-            y = folded(x.reshape((-1, x.shape[-1])), packed, floating)
-            return y.reshape((size, -1, y.shape[-1])), True
-        if named and "xla" not in named:
-            raise NotImplementedError(
-                f"{op}: implementation={named[0]!r} under vmap over the weights; nearest: 'xla'"
-            )
-        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
-        return jax.vmap(xla, in_axes=axes)(x, packed, floating), True
+    folded = folding(op, forward, xla, named)
 
     @jax.custom_vjp
-    def product(x: jax.Array, packed: Any, floating: Any) -> jax.Array:
+    def differentiable(x: jax.Array, packed: Any, floating: Any) -> jax.Array:
         return folded(x, packed, floating)
 
     def ahead(x: jax.Array, packed: Any, floating: Any) -> tuple[jax.Array, Any]:
@@ -57,5 +77,40 @@ def with_rules(
         none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), packed)
         return d_x, none, d_floating
 
-    product.defvjp(ahead, back)
-    return product
+    differentiable.defvjp(ahead, back)
+    return differentiable
+
+
+def folding(
+    op: str, forward: Implementation, xla: Implementation, named: tuple[str, ...]
+) -> Implementation:
+    """A function of x and two trees of weights that batches well.
+
+    Under `jax.vmap` over x alone the batch is folded into the rows of x, so that one product stays
+    one product; a batch of weights goes to XLA.
+
+    Args:
+      op: its name, for messages.
+      forward: x and the weights to the result, x of (rows, k).
+      xla: the same in jax.numpy.
+      named: implementations that were asked for, if any. Without "xla" among them a batch of
+        weights raises NotImplementedError.
+    """
+
+    @custom_vmap
+    def folded(x: jax.Array, first: Any, second: Any) -> jax.Array:
+        return forward(x, first, second)
+
+    @folded.def_vmap
+    def _(size: int, batched: Any, x: jax.Array, first: Any, second: Any) -> Any:
+        if not any(jax.tree.leaves(batched[1:])):
+            y = folded(x.reshape((-1, x.shape[-1])), first, second)
+            return y.reshape((size, -1, y.shape[-1])), True
+        if named and "xla" not in named:
+            raise NotImplementedError(
+                f"{op}: implementation={named[0]!r} under vmap over the weights; nearest: 'xla'"
+            )
+        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
+        return jax.vmap(xla, in_axes=axes)(x, first, second), True
+
+    return folded

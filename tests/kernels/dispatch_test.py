@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.kernels import dispatch, nm_matmul
+from jaxlab.kernels import dispatch, nm_matmul, rules
 from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar
 from jaxlab.kernels.packing_nm import NM_LAYOUT_VERSION
 from jaxlab.kernels.plan import Config
@@ -36,7 +36,7 @@ def lower_for_cuda(on_an_h100, monkeypatch):
             )
 
         # What is traced once is not traced again, and tests change what is stored in between.
-        quantized_api._product.cache_clear()
+        rules.product.cache_clear()
         with on_an_h100():
             traced = jax.jit(product).trace(x, words, scale, scale if zero else None)
             return traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -166,7 +166,7 @@ def test_the_kernel_lowers_on_shards(always_chosen, on_an_h100, implementation):
     with on_an_h100():
         device = jax.sharding.get_abstract_mesh().abstract_device
     mesh = AbstractMesh((2,), ("n",), (AxisType.Auto,), abstract_device=device)
-    quantized_api._product.cache_clear()
+    rules.product.cache_clear()
     x = jax.ShapeDtypeStruct((16, 4096), jnp.bfloat16)
     words = jax.ShapeDtypeStruct((256, 1024), jnp.uint16)
     scale = jax.ShapeDtypeStruct((32, 256), jnp.bfloat16)

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.kernels import dispatch
-from jaxlab.kernels.kron_matvec import Config, Problem, api, kron_matvec
+from jaxlab.kernels import dispatch, rules
+from jaxlab.kernels.kron_matvec import Config, Problem, kron_matvec
 from jaxlab.kernels.kron_matvec.pallas_mosaic_gpu import apart, pairs
 from jaxlab.kernels.kron_matvec.reference import reference
 from jaxlab.kernels.packing import LAYOUT_VERSION
@@ -79,7 +79,7 @@ def lower_for_cuda(on_an_h100, monkeypatch):
     monkeypatch.setattr(dispatch, "_found", {})
 
     def lower(samples, n1, m2, n2, dtype=jnp.float32, implementation=None):
-        api._product.cache_clear()
+        rules.product.cache_clear()
         shapes = (samples, n1, n2), (n1, n1), (m2, n2)
         operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
         product = functools.partial(kron_matvec, implementation=implementation)

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.kernels import dispatch
-from jaxlab.kernels.low_rank_matmul import Config, Problem, api, low_rank_matmul
+from jaxlab.kernels import dispatch, rules
+from jaxlab.kernels.low_rank_matmul import Config, Problem, low_rank_matmul
 from jaxlab.kernels.low_rank_matmul.reference import reference
 from jaxlab.kernels.packing import LAYOUT_VERSION
 from jaxlab.methods.low_rank.matrix import LowRank
@@ -53,7 +53,7 @@ def lower_for_cuda(on_an_h100, monkeypatch):
     monkeypatch.setattr(dispatch, "_found", {})
 
     def lower(rows, k, rank, n, product=low_rank_matmul, dtype=jnp.bfloat16):
-        api._product.cache_clear()
+        rules.product.cache_clear()
         shapes = (rows, k), (k, rank), (rank, n)
         operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
         with on_an_h100():

@@ -1,14 +1,12 @@
 """The product of many small matrices with one pair of factors."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.kron_matvec.reference import xla
-from jaxlab.kernels.kron_matvec.shapes import Config, problem_of
-from jaxlab.kernels.rules import with_rules
+from jaxlab.kernels.kron_matvec.shapes import Config, Problem, problem_of
+from jaxlab.kernels.rules import product
 
 
 def kron_matvec(
@@ -61,33 +59,10 @@ def kron_matvec(
     lead = x.shape[:-2]
     if not x.size:
         return jnp.zeros((*lead, *m), x.dtype)
-    y = _product(named, config, interpret)(x.reshape((-1, n[0] * n[1])), (), (a, b))
+    matvec = product("kron_matvec", "kron_matvec", _problem, xla, named, config, interpret)
+    y = matvec(x.reshape((-1, n[0] * n[1])), (), (a, b))
     return y.reshape((*lead, *m))
 
 
-# Once for each setting: jax knows functions with rules of their own by identity.
-@functools.cache
-def _product(
-    named: tuple[str, ...], config: Config | None, interpret: bool | None
-) -> dispatch.Implementation:
-    forward = functools.partial(_forward, named, config, interpret)
-    return jax.jit(with_rules("kron_matvec", forward, xla, named))
-
-
-def _forward(
-    named: tuple[str, ...],
-    config: Config | None,
-    interpret: bool | None,
-    x: jax.Array,
-    packed: tuple[()],
-    floating: tuple[jax.Array, jax.Array],
-) -> jax.Array:
-    # Here and not before, so that a batch that was folded into the rows is counted.
-    problem = problem_of(x, *floating)
-    chosen = dispatch.choice("kron_matvec", problem, config)
-    kernel = dispatch.on_demand("kron_matvec", "mosaic_gpu")
-    kernels = {
-        "mosaic_gpu": functools.partial(kernel, config=chosen.config, interpret=interpret),
-        "xla": xla,
-    }
-    return dispatch.run("kron_matvec", kernels, x, packed, floating, named=named, chosen=chosen)
+def _problem(x: jax.Array, packed: tuple[()], floating: tuple[jax.Array, jax.Array]) -> Problem:
+    return problem_of(x, *floating)

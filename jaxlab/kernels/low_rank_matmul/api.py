@@ -1,6 +1,5 @@
 """The product of few rows with two thin factors."""
 
-import functools
 import math
 
 import jax
@@ -8,8 +7,8 @@ import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.low_rank_matmul.reference import xla
-from jaxlab.kernels.low_rank_matmul.shapes import Config, problem_of
-from jaxlab.kernels.rules import with_rules
+from jaxlab.kernels.low_rank_matmul.shapes import Config, Problem, problem_of
+from jaxlab.kernels.rules import product
 
 
 def low_rank_matmul(
@@ -68,7 +67,9 @@ def low_rank_matmul(
     rows = x.reshape((-1, x.shape[-1]))
     if rows.shape[0] == 0:
         return jnp.zeros((*lead, n), x.dtype)
-    return _product(named, config, interpret)(rows, (), (down, up)).reshape((*lead, n))
+    op = "low_rank_matmul"
+    matmul = product(op, op, _problem, xla, named, config, interpret)
+    return matmul(rows, (), (down, up)).reshape((*lead, n))
 
 
 def wins(x: jax.Array, down: jax.Array, up: jax.Array) -> bool:
@@ -84,28 +85,5 @@ def wins(x: jax.Array, down: jax.Array, up: jax.Array) -> bool:
     return platform != "cpu" and (entry or {}).get("implementation", "xla") != "xla"
 
 
-# Once for each setting: jax knows functions with rules of their own by identity.
-@functools.cache
-def _product(
-    named: tuple[str, ...], config: Config | None, interpret: bool | None
-) -> dispatch.Implementation:
-    forward = functools.partial(_forward, named, config, interpret)
-    return jax.jit(with_rules("low_rank_matmul", forward, xla, named))
-
-
-def _forward(
-    named: tuple[str, ...],
-    config: Config | None,
-    interpret: bool | None,
-    x: jax.Array,
-    packed: tuple[()],
-    floating: tuple[jax.Array, jax.Array],
-) -> jax.Array:
-    # Here and not before, so that a batch that was folded into the rows is counted.
-    chosen = dispatch.choice("low_rank_matmul", problem_of(x, *floating), config)
-    kernel = dispatch.on_demand("low_rank_matmul", "mosaic_gpu")
-    kernels = {
-        "mosaic_gpu": functools.partial(kernel, config=chosen.config, interpret=interpret),
-        "xla": xla,
-    }
-    return dispatch.run("low_rank_matmul", kernels, x, packed, floating, named=named, chosen=chosen)
+def _problem(x: jax.Array, packed: tuple[()], floating: tuple[jax.Array, jax.Array]) -> Problem:
+    return problem_of(x, *floating)

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.monarch_matmul import reference
 from jaxlab.kernels.monarch_matmul.shapes import Config, problem_of
+from jaxlab.kernels.rules import folding
 
 OP = "monarch_matmul"
 
@@ -130,8 +130,7 @@ def _product(
     """(x, w1, w2) to the product, x of two axes, with the rules of derivative and batching."""
     xla = functools.partial(reference.xla, blocked=blocked, transpose=transpose)
 
-    @custom_vmap
-    def folded(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
+    def forward(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
         # Here and not before, so that a batch that was folded into the rows is counted.
         problem = problem_of(x.shape[0], w1, w2, blocked=blocked, transpose=transpose)
         chosen = dispatch.choice(OP, problem, config)
@@ -145,17 +144,7 @@ def _product(
         kernels = {"mosaic_gpu": kernel, "xla": xla}
         return dispatch.run(OP, kernels, x, w1, w2, named=named, chosen=chosen)
 
-    @folded.def_vmap
-    def _(size: int, batched: Any, x: jax.Array, w1: jax.Array, w2: jax.Array) -> Any:
-        if not any(batched[1:]):
-            y = folded(x.reshape((-1, x.shape[-1])), w1, w2)
-            return y.reshape((size, -1, y.shape[-1])), True
-        if named and "xla" not in named:
-            raise NotImplementedError(
-                f"{OP}: implementation={named[0]!r} under vmap over the weights; nearest: 'xla'"
-            )
-        axes = [0 if b else None for b in batched]
-        return jax.vmap(xla, in_axes=axes)(x, w1, w2), True
+    folded = folding(OP, forward, xla, named)
 
     @jax.custom_vjp
     def product(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:

@@ -1,18 +1,17 @@
 """The product of activations with N:M sparse weights."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch
 from jaxlab.kernels.nm_matmul.reference import Floating, joined, xla
-from jaxlab.kernels.nm_matmul.shapes import problem_of
+from jaxlab.kernels.nm_matmul.shapes import Problem, problem_of
 from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.packing_nm import PackedNM
 from jaxlab.kernels.plan import Config
-from jaxlab.kernels.rules import with_rules
+from jaxlab.kernels.rules import product
 
 KINDS = ("int8", "int4", "uint4")
 
@@ -63,8 +62,8 @@ def nm_matmul(
     values = packed.values if isinstance(packed.values, jax.Array) else None
     # What gets no gradient apart from what does.
     codes = dataclasses.replace(packed, values=None)  # pyright: ignore[reportArgumentType]
-    product = _product(named, config, interpret)
-    return product(rows, (codes, integers), (values, scale)).reshape(shape)
+    matmul = product("nm_matmul", "nm_matmul", _problem, xla, named, config, interpret)
+    return matmul(rows, (codes, integers), (values, scale)).reshape(shape)
 
 
 def _check(x: jax.Array, packed: PackedNM, scale: jax.Array | None) -> None:
@@ -100,29 +99,6 @@ def _check(x: jax.Array, packed: PackedNM, scale: jax.Array | None) -> None:
         )
 
 
-# Once for each setting: jax knows functions with rules of their own by identity.
-@functools.cache
-def _product(
-    named: tuple[str, ...], config: Config | None, interpret: bool | None
-) -> dispatch.Implementation:
-    forward = functools.partial(_forward, named, config, interpret)
-    return jax.jit(with_rules("nm_matmul", forward, xla, named))
-
-
-def _forward(
-    named: tuple[str, ...],
-    config: Config | None,
-    interpret: bool | None,
-    x: jax.Array,
-    packed: tuple[PackedNM, Planar | None],
-    floating: Floating,
-) -> jax.Array:
+def _problem(x: jax.Array, packed: tuple[PackedNM, Planar | None], floating: Floating) -> Problem:
     groups = 1 if floating[1] is None else floating[1].shape[0]
-    problem = problem_of(x.shape[0], joined(*packed, floating[0]), groups)
-    chosen = dispatch.choice("nm_matmul", problem, config)
-    kernel = dispatch.on_demand("nm_matmul", "mosaic_gpu")
-    kernels = {
-        "mosaic_gpu": functools.partial(kernel, config=chosen.config, interpret=interpret),
-        "xla": xla,
-    }
-    return dispatch.run("nm_matmul", kernels, x, packed, floating, named=named, chosen=chosen)
+    return problem_of(x.shape[0], joined(*packed, floating[0]), groups)

@@ -1,7 +1,5 @@
 """The product of activations with weights that are integers and scales."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -9,8 +7,8 @@ from jaxlab.kernels import dispatch
 from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul.reference import xla
-from jaxlab.kernels.quantized_matmul.shapes import problem_of
-from jaxlab.kernels.rules import with_rules
+from jaxlab.kernels.quantized_matmul.shapes import Problem, problem_of
+from jaxlab.kernels.rules import product
 
 KINDS = ("int8", "int4", "uint4")
 
@@ -113,34 +111,9 @@ def planar_matmul(
     rows = x.reshape((-1, x.shape[-1]))
     if rows.shape[0] == 0:
         return jnp.zeros((*lead, packed.shape[0]), x.dtype)
-    y = _product(op, named, config, interpret)(rows, packed, (scale, zero))
-    return y.reshape((*lead, packed.shape[0]))
+    matmul = product(op, "quantized_matmul", _problem, xla, named, config, interpret)
+    return matmul(rows, packed, (scale, zero)).reshape((*lead, packed.shape[0]))
 
 
-# Once for each setting: jax knows functions with rules of their own by identity.
-@functools.cache
-def _product(
-    op: str, named: tuple[str, ...], config: Config | None, interpret: bool | None
-) -> dispatch.Implementation:
-    forward = functools.partial(_forward, op, named, config, interpret)
-    return jax.jit(with_rules(op, forward, xla, named))
-
-
-def _forward(
-    op: str,
-    named: tuple[str, ...],
-    config: Config | None,
-    interpret: bool | None,
-    x: jax.Array,
-    packed: Planar,
-    floating: tuple[jax.Array, jax.Array | None],
-) -> jax.Array:
-    # Here and not before, so that a batch that was folded into the rows is counted.
-    problem = problem_of(x.shape[0], packed, floating[0].shape[0])
-    chosen = dispatch.choice(op, problem, config)
-    kernel = dispatch.on_demand("quantized_matmul", "mosaic_gpu")
-    kernels = {
-        "mosaic_gpu": functools.partial(kernel, config=chosen.config, interpret=interpret),
-        "xla": xla,
-    }
-    return dispatch.run(op, kernels, x, packed, floating, named=named, chosen=chosen)
+def _problem(x: jax.Array, packed: Planar, floating: tuple[jax.Array, jax.Array | None]) -> Problem:
+    return problem_of(x.shape[0], packed, floating[0].shape[0])

@@ -1,6 +1,5 @@
 """The product of signs with signs, or of int8 with signs."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,9 +7,9 @@ import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch, plan
 from jaxlab.kernels.packing import Planar
-from jaxlab.kernels.rules import with_rules
+from jaxlab.kernels.rules import product
 from jaxlab.kernels.sign_matmul.reference import xla
-from jaxlab.kernels.sign_matmul.shapes import Config, problem_of
+from jaxlab.kernels.sign_matmul.shapes import Config, Problem, problem_of
 
 OP = "sign_matmul"
 
@@ -66,7 +65,8 @@ def sign_matmul(
     shape = (*left.shape[:-1], b.shape[0])
     if rows.shape[0] == 0:
         return jnp.zeros(shape, dtype)
-    return _product(dtype, named, config, interpret)(rows, b, scale).reshape(shape)
+    matmul = product(OP, OP, _problem, xla, named, config, interpret, dtype=dtype)
+    return matmul(rows, b, scale).reshape(shape)
 
 
 def _checked(a: jax.Array | Planar, b: Planar) -> jax.Array:
@@ -106,34 +106,5 @@ def _result(b: Planar, scale: jax.Array | None, dtype: Any) -> Any:
     return dtype
 
 
-# Once for each setting: jax knows functions with rules of their own by identity.
-@functools.cache
-def _product(
-    dtype: Any,
-    named: tuple[str, ...],
-    config: Config | plan.Config | None,
-    interpret: bool | None,
-) -> dispatch.Implementation:
-    forward = functools.partial(_forward, dtype, named, config, interpret)
-    return jax.jit(with_rules(OP, forward, functools.partial(xla, dtype=dtype), named))
-
-
-def _forward(
-    dtype: Any,
-    named: tuple[str, ...],
-    config: Config | plan.Config | None,
-    interpret: bool | None,
-    a: jax.Array,
-    b: Planar,
-    scale: jax.Array | None,
-) -> jax.Array:
-    # Here and not before, so that a batch that was folded into the rows is counted.
-    chosen = dispatch.choice(OP, problem_of(a, b, dtype), config)
-    kernel = dispatch.on_demand(OP, "mosaic_gpu")
-    kernels = {
-        "mosaic_gpu": functools.partial(
-            kernel, dtype=dtype, config=chosen.config, interpret=interpret
-        ),
-        "xla": functools.partial(xla, dtype=dtype),
-    }
-    return dispatch.run(OP, kernels, a, b, scale, named=named, chosen=chosen)
+def _problem(a: jax.Array, b: Planar, scale: jax.Array | None, *, dtype: Any) -> Problem:
+    return problem_of(a, b, dtype)
