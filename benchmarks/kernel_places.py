@@ -65,7 +65,8 @@ def current(result: Any, cell: Any) -> bool:
 
 def complete(result: Any, cell: Any) -> bool:
     """Whether the dense product that a place is compared with was measured, too."""
-    return "dense" not in cell or "xla" in result["dense"].get(cell["dense"], {})
+    place = cell.get("dense")
+    return place is None or bool(result["dense"].get(place, {}).get("xla"))
 
 
 def fastest(result: Any, cell: Any, of: str = "") -> float:
