@@ -123,8 +123,10 @@ def test_a_stored_table_is_one_that_dispatch_reads(path):
     assert path.name == dispatch.file_name(table["device"])
     assert table["layout"] == module.Problem.layout_version
     assert table["entries"]
+    config = getattr(module, "Cut", getattr(module, "Config", Config))
     for entry in table["entries"].values():
         assert entry["implementation"] in dispatch.IMPLEMENTATIONS
+        assert config(**entry["config"])  # an unknown field is a TypeError
         # What was measured ahead is ahead.
         assert (entry["us"] < entry["xla_us"]) >= (entry["implementation"] == "mosaic_gpu")
 
