@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.special.bessel.logarithm import Logarithm, log_quotient
+from jaxlab.special.bessel.logarithm import (
+    Logarithm,
+    leading,
+    log_quotient,
+    places,
+    power_of_two,
+    short,
+)
 
 
 @cache
@@ -73,10 +80,10 @@ def terms_above(least: float, error: float, most: int) -> int:
     Never more than `most`.
 
     >>> terms_above(1e3, 1e-16, 14), terms_above(1e5, 1e-16, 14), terms_above(26.0, 1e-16, 14)
-    (5, 2, 14)
+    (5, 3, 14)
     """
     largest = _largest(most + 1)
-    following = (2 * largest[k + 1] / least ** (k + 1) for k in range(1, most))
+    following = (2 * largest[k + 1] * (1 / least) ** (k + 1) for k in range(1, most))
     return next((k for k, size in enumerate(following, 1) if size < error), most)
 
 
@@ -167,18 +174,45 @@ def _secant_jvp(primals, tangents):
 @jax.custom_jvp
 def asinh_ratio(v: jax.Array, x: jax.Array) -> jax.Array:
     """asinh(v / x), also where the quotient overflows, for x that is not subnormal."""
-    log = _log_half_angle(v, x, polar(v, x).p)
-    return log.by(log.above / log.below)
+    log = _log_half_angle(_same_units(v, x), x)
+    return 2 * log.half(log.above / log.below)
 
 
-def _log_half_angle(v: jax.Array, x: jax.Array, p: jax.Array) -> Logarithm:
+class _Units(NamedTuple):
+    """v, x, p = hypot(v, x) in units of a power of two, where the larger of v and x is in [2, 4).
+
+    Attributes:
+      inverse: 1 / p.
+      exponent: of the unit, in the place where `leading` has it.
+    """
+
+    v: jax.Array
+    x: jax.Array
+    p: jax.Array
+    inverse: jax.Array
+    exponent: jax.Array
+
+
+def _same_units(v: jax.Array, x: jax.Array) -> _Units:
+    digits = places(v.dtype)
+    # Of the arguments, which are not rounded: see log_quotient. An exponent of 0 has no inverse.
+    larger = jnp.maximum(jnp.maximum(leading(v), leading(x)), 1 << digits) & -(1 << digits)
+    one = leading(jnp.ones_like(v))
+    exponent = larger - one - (1 << digits)
+    unit = power_of_two(one - exponent, v.dtype)
+    v, x = v * unit, x * unit
+    square = v * v + x * x
+    inverse = jax.lax.rsqrt(square)
+    return _Units(v, x, square * inverse, inverse, exponent)
+
+
+def _log_half_angle(at: _Units, x: jax.Array) -> Logarithm:
     """The logarithm of (v + p) / x, without that quotient."""
-    log = log_quotient(v + p, x, 2 * v + x)
+    log = log_quotient(at.v + at.p, x, 2 * at.v + at.x, at.exponent)
     near = log.n == 0
-    # There it is 2 atanh(v / (p + x)): the difference would lose digits for small v / x. Parts of
-    # both are finite where they are not.
-    above = jnp.where(near, v / 8, log.above)
-    return Logarithm(above, jnp.where(near, p / 8 + x / 8, log.below), log.n)
+    # There it is 2 atanh(v / (p + x)): the difference would lose digits for small v / x.
+    above = jnp.where(near, at.v, log.above)
+    return Logarithm(above, jnp.where(near, at.p + at.x, log.below), log.n)
 
 
 @asinh_ratio.defjvp
@@ -212,7 +246,14 @@ def debye_sum(
     return total
 
 
-def log_uniform(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool) -> jax.Array:
+def log_uniform(
+    v: jax.Array,
+    x: jax.Array,
+    sign: int,
+    terms: int,
+    scaled: bool,
+    of_order: jax.Array | None = None,
+) -> jax.Array:
     """The expansion of log I (sign 1) or log K (sign -1).
 
     Args:
@@ -222,21 +263,43 @@ def log_uniform(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool)
       terms: of the sum's logarithm.
       scaled: whether x is taken from log I, or added to log K, without a difference of large
         numbers.
+      of_order: coefficients of the sum, for all orders (`order.sum_of_order`).
 
     Returns:
       Of v's shape and dtype.
     """
-    p, inverse, c, s = polar(v, x)
-    slant, length = _log_half_angle(v, x, p), log_quotient(p, jnp.ones_like(p), v + x)
-    # One division for both.
-    shared = 1 / (slant.below * length.below)
-    rest = v * slant.by(slant.above * length.below * shared)
-    log_p = length.by(length.above * slant.below * shared)
-    # sqrt(v^2 + x^2) - x
-    eta = (c * (v / (1 + s)) if scaled else p) - rest
-    factor = (np.log(2 * np.pi) if sign > 0 else np.log(2 / np.pi)) / 2
-    total = debye_sum(c * c, sign * inverse, log_polynomials(terms))
-    return sign * eta - log_p / 2 + (total - factor.astype(p.dtype))
+    at, one = _same_units(v, x), leading(jnp.ones_like(v))
+    slant = _log_half_angle(at, x)
+    # log p is taken from the middle of [2, 4 sqrt(2)].
+    middle = short(2**1.75)
+    length = Logarithm(at.p - middle, at.p + middle, at.exponent >> places(v.dtype))
+    # One division for all.
+    below, end = slant.below * length.below, at.p + at.x
+    shared = 1 / (below * end if scaled else below)
+    if scaled:
+        # sqrt(v^2 + x^2) - x = v tangent
+        tangent, shared = at.v * below * shared, end * shared
+        eta = v * (tangent - 2 * slant.half(slant.above * length.below * shared))
+    else:
+        eta = at.p - 2 * at.v * slant.half(slant.above * length.below * shared)
+        eta = eta * power_of_two(one + at.exponent, v.dtype)
+    half_log_p = length.half(length.above * slant.below * shared)
+    c = at.v * at.inverse
+    if of_order is None:
+        inverse = at.inverse * power_of_two(one - at.exponent, v.dtype)
+        total = debye_sum(c * c, sign * inverse, log_polynomials(terms))
+    else:
+        total = c * _polynomial(c, of_order)
+    factor = np.log(2 * np.pi) / 2 if sign > 0 else np.log(2 / np.pi) / 2
+    factor += np.log(middle) / 2
+    return sign * eta - half_log_p + (total - factor.astype(v.dtype))
+
+
+def _polynomial(at: jax.Array, coefficients: jax.Array) -> jax.Array:
+    total = jnp.full_like(at, coefficients[-1])
+    for k in reversed(range(len(coefficients) - 1)):
+        total = total * at + coefficients[k]
+    return total
 
 
 def uniform_dx(v: jax.Array, x: jax.Array, sign: int, terms: int, scaled: bool) -> jax.Array:

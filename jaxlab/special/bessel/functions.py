@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.special.bessel import regions
+from jaxlab.special.bessel.logarithm import leading
+from jaxlab.special.bessel.order import sum_of_order
 from jaxlab.special.bessel.published import published_log
 from jaxlab.special.bessel.regions import SCHEMES, Function
 from jaxlab.special.bessel.rules import bounded_times, times, total_change
@@ -50,7 +52,7 @@ def log_iv(v: Any, x: Any, *, method: Method = "auto", least: float = 0.0) -> ja
     >>> f"{log_iv(1023.0, 500.0):.3f}"  # I itself is below 1e-157
     '-363.478'
     """
-    return _evaluate("log_iv", _value, Function(1, False, 0), v, x, least, method)
+    return _log("log_iv", Function(1, False, 0), v, x, least, method)
 
 
 def log_kv(v: Any, x: Any, *, method: Method = "auto", least: float = 0.0) -> jax.Array:
@@ -68,7 +70,7 @@ def log_kv(v: Any, x: Any, *, method: Method = "auto", least: float = 0.0) -> ja
     >>> f"{log_kv(0.5, 2.0):.4f}, {np.log(np.pi / 4) / 2 - 2:.4f}"
     '-2.1208, -2.1208'
     """
-    return _evaluate("log_kv", _value, Function(-1, False, 0), v, x, least, method)
+    return _log("log_kv", Function(-1, False, 0), v, x, least, method)
 
 
 def log_ive(v: Any, x: Any, *, least: float = 0.0) -> jax.Array:
@@ -77,12 +79,12 @@ def log_ive(v: Any, x: Any, *, least: float = 0.0) -> jax.Array:
     >>> float(log_ive(0.0, 1e6) + np.log(2 * np.pi * 1e6) / 2) < 1e-6
     True
     """
-    return _evaluate("log_ive", _value, Function(1, True, 0), v, x, least)
+    return _log("log_ive", Function(1, True, 0), v, x, least)
 
 
 def log_kve(v: Any, x: Any, *, least: float = 0.0) -> jax.Array:
     """`log_kv(v, x) + x`, without the sum where x is large; as `log_kv`."""
-    return _evaluate("log_kve", _value, Function(-1, True, 0), v, x, least)
+    return _log("log_kve", Function(-1, True, 0), v, x, least)
 
 
 def log_iv_dx(v: Any, x: Any, *, least: float = 0.0) -> jax.Array:
@@ -182,18 +184,31 @@ def kv_ratio(v: Any, x: Any, *, least: float = 0.0) -> jax.Array:
     return jnp.where(inside, found, jnp.where(jnp.isnan(v), v, edge)).astype(dtype)
 
 
-def _evaluate(
-    owner: str,
-    function: Callable[..., jax.Array],
-    f: Function,
-    v: Any,
-    x: Any,
-    least: float,
-    method: str = "auto",
-) -> jax.Array:
-    evaluate = {"auto": function, "paper": _published}.get(method)
-    if evaluate is None:
+def _log(owner: str, f: Function, v: Any, x: Any, least: float, method: str = "auto") -> jax.Array:
+    if method not in ("auto", "paper"):
         raise ValueError(f"{owner}: method={method!r}; valid: auto, paper")
+    if method == "paper":
+        return _evaluate(owner, _published, f, v, x, least)
+    order = abs(float(np.asarray(v).item())) if _known(v) and np.size(v) == 1 else 0.0
+    f, v, x, dtype = _prepared(owner, f, v, x, least)
+    scheme, of_order = SCHEMES[v.dtype.name], None
+    if f.terms and scheme.least < order < _INF:
+        error = scheme.error_above(order, f.scaled)
+        of_order = np.asarray(sum_of_order(order, f.sign, f.terms, error), v.dtype)
+    return _value(f, v, x, of_order).astype(dtype)
+
+
+def _evaluate(
+    owner: str, function: Callable[..., jax.Array], f: Function, v: Any, x: Any, least: float
+) -> jax.Array:
+    f, v, x, dtype = _prepared(owner, f, v, x, least)
+    return function(f, v, x).astype(dtype)
+
+
+def _prepared(
+    owner: str, f: Function, v: Any, x: Any, least: float
+) -> tuple[Function, jax.Array, jax.Array, Any]:
+    """The function with its terms, arguments, and the dtype of the result."""
     if isinstance(least, jax.Array) or not least >= 0:
         raise ValueError(f"{owner}: least={least} must be a number, 0 or more; nearest: 0.0")
     orders = np.asarray(v) if _known(v) else None
@@ -206,7 +221,7 @@ def _evaluate(
     f = f._replace(terms=SCHEMES[v.dtype.name].terms_above(smallest, f.scaled))
     if least > 0:
         v = jnp.where(v >= least, v, jnp.full_like(v, jnp.nan))
-    return evaluate(f, v, x).astype(dtype)
+    return f, v, x, dtype
 
 
 def _known(v: Any) -> bool:
@@ -223,16 +238,18 @@ def _arguments(owner: str, v: Any, x: Any) -> tuple[jax.Array, jax.Array, Any]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0)  # a call outside of jit is one program, too
-def _value(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
+def _value(f: Function, v: jax.Array, x: jax.Array, of_order: Any) -> jax.Array:
     zero = jnp.zeros_like(v)
     at_zero = jnp.where(v > 0, zero - _INF, zero) if f.sign > 0 else zero + _INF
     at_end = zero + (-_INF if f.scaled else f.sign * _INF)
-    return _over_edges(regions.value, f, v, x, at_zero, at_end, zero - f.sign * _INF)
+    evaluate = partial(regions.value, of_order=of_order)
+    return _over_edges(evaluate, f, v, x, at_zero, at_end, zero - f.sign * _INF)
 
 
 @partial(_value.defjvp, symbolic_zeros=True)
 def _value_jvp(f, primals, tangents):
-    change = total_change(times, primals, tangents, partial(_dv, f), partial(_dx, f))
+    # The last is of numbers that are known.
+    change = total_change(times, primals[:2], tangents[:2], partial(_dv, f), partial(_dx, f))
     return _value(f, *primals), change
 
 
@@ -310,9 +327,12 @@ def _over_edges(
     of_order: jax.Array,
 ) -> jax.Array:
     """The function inside, and its limits at x = 0, x = inf and v = inf; NaN elsewhere."""
-    legal = (v >= 0) & (x >= 0) & ~((v == _INF) & (x == _INF))
-    inside = legal & (x > 0) & (v < _INF) & (x < _INF)
-    away = jnp.full_like(v, 30.0)
-    found = evaluate(f, jnp.where(inside, v, away), jnp.where(inside, x, away))
-    edge = jnp.where(x == 0, at_zero, jnp.where(v == _INF, of_order, at_end))
-    return jnp.where(inside, found, jnp.where(legal, edge, jnp.full_like(v, jnp.nan)))
+    order, positive = (v >= 0) & (v < _INF), x > 0
+    # By its first bits: of two comparisons with one number, a compiler makes more.
+    argument = positive & (leading(x) < leading(jnp.full_like(x, _INF)))
+    away, nan = jnp.full_like(v, 30.0), jnp.full_like(v, jnp.nan)
+    # Apart, so that of an order that is known while compiling more is known.
+    found = evaluate(f, jnp.where(order, v, away), jnp.where(argument, x, away))
+    end = jnp.where(v == _INF, jnp.where(argument, of_order, nan), at_end)
+    edge = jnp.where(positive, end, jnp.where(x == 0, at_zero, nan))
+    return jnp.where(order & argument, found, jnp.where(v >= 0, edge, nan))

@@ -45,8 +45,11 @@ class Scheme(NamedTuple):
         """
         if not least > self.least:
             return 0
-        error = self.rounding * (1 if scaled else max(1, least / 100))
-        return terms_above(least, error, self.terms)
+        return terms_above(least, self.error_above(least, scaled), self.terms)
+
+    def error_above(self, least: float, scaled: bool) -> float:
+        """What may be left out of the expansion's sum, there."""
+        return self.rounding * (1 if scaled else max(1, least / 100))
 
 
 SCHEMES = {
@@ -70,9 +73,13 @@ class Function(NamedTuple):
     terms: int
 
 
-def value(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
-    """The function itself."""
+def value(f: Function, v: jax.Array, x: jax.Array, of_order: jax.Array | None = None) -> jax.Array:
+    """The function itself; where all orders are one, with its sum's coefficients."""
     s = _scheme(v)
+
+    def far(v: jax.Array, x: jax.Array) -> jax.Array:
+        return log_uniform(v, x, f.sign, _terms(f, s), f.scaled, of_order)
+
     near: dict[int, Piece] = {
         1: lambda v, x: series.log_series(v, x, s.series),
         -1: lambda v, x: _integral_or_limit(v, x, s, integral.log_integral, integral.log_small),
@@ -82,7 +89,7 @@ def value(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
         found = near[f.sign](v, x)
         return found - f.sign * x if f.scaled else found
 
-    return _chosen(f, v, x, lambda v, x: log_uniform(v, x, f.sign, _terms(f, s), f.scaled), small)
+    return _chosen(f, v, x, far, small)
 
 
 def dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
