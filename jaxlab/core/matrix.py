@@ -309,7 +309,9 @@ def matmul(x: jax.Array, w: Array) -> jax.Array:
     Returns:
       (..., d_out), of x's dtype.
     """
-    return x @ w if isinstance(w, Matrix) else x @ w.astype(x.dtype)
+    if isinstance(w, Matrix):
+        return w.rmatmul(w._operand(x, axis=-1, length=-2))
+    return x @ w.astype(x.dtype)
 
 
 def accumulator(dtype: Any) -> Any:

@@ -7,7 +7,7 @@ batch and sharding treat the sums as they treat gradients.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -207,16 +207,21 @@ class Tapped(Wrapped):
     tap: Tap
     weight: jax.Array | None
 
+    def __rmatmul__(self, x: Any) -> jax.Array:
+        """`x @ base`, tapped; an array's has the dtype that it would have without a tap."""
+        if not isinstance(self.base, Matrix):
+            x = jnp.asarray(x)
+            x = x.astype(jnp.result_type(x, self.base))
+        return super().__rmatmul__(x)
+
     def rmatmul(self, x: jax.Array) -> jax.Array:
-        """`x @ base`, tapped."""
-        # An array multiplies as it would without a tap, in whatever dtype that gives.
-        base, weight = self.base, self.weight
+        """`x @ base` in x's dtype, tapped."""
+        weight = self.weight
         if weight is not None and weight.shape != x.shape[:-1][: weight.ndim]:
             raise ValueError(
                 f"mkor: a weight of rows of {weight.shape} does not fit a layer's input, {x.shape}"
             )
-        y = matmul(x, base) if isinstance(base, Matrix) else x @ base
-        return tap(x, y, *self.tap, self.weight)
+        return tap(x, matmul(x, self.base), *self.tap, weight)
 
     def convolve(self, x: jax.Array, how: Convolution) -> jax.Array:
         """The base's convolution, tapped; as rows where these have weights, or the base's do."""

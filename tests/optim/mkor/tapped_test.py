@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from jaxlab.core.convolution import Convolution
+from jaxlab.core.matrix import matmul
 from jaxlab.models.layers import Conv
 from jaxlab.optim.mkor import (
     Tap,
@@ -88,3 +89,12 @@ def test_a_tapped_product_has_the_dtype_of_the_plain_one():
         tapped = x @ attach_taps(params, init_taps(params))["kernel"]
         np.testing.assert_array_equal(tapped, x @ w)
         assert tapped.dtype == jnp.float32
+
+
+def test_a_layer_that_casts_its_kernel_casts_a_tapped_one():
+    """`core.matrix.matmul` is what layers call: bfloat16 models stay in bfloat16."""
+    x, w = normal(0, 4, 3).astype(jnp.bfloat16), normal(1, 3, 2)
+    params = {"kernel": w}
+    y = matmul(x, attach_taps(params, init_taps(params))["kernel"])
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(y, np.float32), np.asarray(matmul(x, w), np.float32))
