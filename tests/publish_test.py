@@ -206,3 +206,34 @@ def test_the_readme_example_runs():
     assert done.returncode == 0, done.stderr
     assert "NMPacked" in done.stdout
     assert "LowRank" in done.stdout
+
+
+def mfac_row(dtype, m, milliseconds, peak=1.01):
+    floor = {"float32": 10.0, "bfloat16": 5.0}[dtype]
+    return {
+        "dtype": dtype,
+        "m": m,
+        "parameters": 1e6,
+        "milliseconds": milliseconds,
+        "floor_milliseconds": floor,
+        "ratio": milliseconds / floor,
+        "peak_share": peak,
+    }
+
+
+def test_a_step_of_mfac_is_judged_by_whole_records_alone(module):
+    claims = module("publish_mfac_step").MFAC_STEP_CLAIMS
+    whole = [mfac_row("bfloat16", 512, 5.5), mfac_row("float32", 512, 11.0)]
+    verdicts = lambda rows, **more: [c.verdict({"rows": rows, **more}) for c in claims]  # noqa: E731
+    assert verdicts(whole, calls=4) == ["reproduced"] * 3
+    slow = [mfac_row("bfloat16", 512, 6.0, 1.2), mfac_row("float32", 512, 12.0)]
+    assert verdicts(slow, calls=4) == ["**not reproduced**"] * 3
+    for part in ([], whole[:1], whole[1:], [*whole, mfac_row("bfloat16", 1024, 9.0)]):
+        assert all(v.startswith("open: windows of bfloat16 [") for v in verdicts(part, calls=4))
+        assert all(claim.figures({"rows": part, "calls": 4}) for claim in claims)
+    assert all(v.startswith("open: how many steps") for v in verdicts(whole))
+    unknown = [{**row, "peak_share": None} for row in whole]
+    assert verdicts(unknown, calls=4) == ["reproduced"] * 2 + ["open: a peak is not known"]
+    said = [claims[0].figures({"rows": whole, "calls": calls}) for calls in (1, 4)]
+    assert said[0].endswith("one by one")
+    assert said[1].endswith("4 steps queued at a time")
