@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxlab.core.matrix import Example, accumulator, check_dense, matrix, static
+from jaxlab.core.matrix import Example, accumulator, matrix, static
 from jaxlab.core.registry import suggest
 from jaxlab.kernels.packing import LAYOUT_VERSION, pack
 from jaxlab.kernels.quantized_matmul import quantized_matmul
-from jaxlab.methods.planar import PlanarMatrix, packing_width
+from jaxlab.methods.planar import PlanarMatrix, check_packable, packing_width
 
 # By kind, the largest integer: symmetric, so that the smallest is its negative.
 LARGEST = {"int8": 127, "int4": 7}
@@ -147,12 +147,13 @@ class Quantized(PlanarMatrix):
           key: unused.
 
         Raises:
-          ValueError: an argument is out of range, or (outside jit) `w` is not finite.
+          TypeError: `w` is not floating.
+          ValueError: an argument is out of range, `w` is empty, or (outside jit) it is not finite.
 
         >>> Quantized.from_dense(jnp.ones((256, 4), jnp.bfloat16)).nbytes  # of 2048 dense
         528
         """
-        check_dense("quantized", w)
+        check_packable("quantized", w)
         size = check_rounding("quantized", w, quant, group)
         words, scale = _rounded(w, quant, size)
         d_in = w.shape[-2]

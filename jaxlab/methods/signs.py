@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxlab.core.matrix import Example, accumulator, check_dense, matrix, static
+from jaxlab.core.matrix import Example, accumulator, matrix, static
 from jaxlab.core.registry import suggest
 from jaxlab.kernels.binary_matmul import binary_matmul
 from jaxlab.kernels.packing import LAYOUT_VERSION, pack
-from jaxlab.methods.planar import PlanarMatrix, packing_width
+from jaxlab.methods.planar import PlanarMatrix, check_packable, packing_width
 
 
 def to_signs(w: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -60,7 +60,8 @@ def to_ternary(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     order = jnp.flip(jnp.sort(size, axis=-2), axis=-2)
     total = jnp.cumsum(order, axis=-2)
     count = jax.lax.broadcasted_iota(total.dtype, total.shape, total.ndim - 2) + 1
-    best = jnp.argmax(total**2 / count, axis=-2, keepdims=True)
+    # The root of S^2 / k, because a square is beyond float32 from magnitudes of 1e19 on.
+    best = jnp.argmax(total / jnp.sqrt(count), axis=-2, keepdims=True)
     kept = size >= jnp.take_along_axis(order, best, axis=-2)
     scale = jnp.mean(size, axis=-2, keepdims=True, where=kept).astype(w.dtype)
     return jnp.where(kept, jnp.sign(w), 0).astype(jnp.int8), scale
@@ -114,12 +115,13 @@ class Signs(PlanarMatrix):
           key: unused.
 
         Raises:
-          ValueError: an argument is out of range, or (outside jit) `w` is not finite.
+          TypeError: `w` is not floating.
+          ValueError: an argument is out of range, `w` is empty, or (outside jit) it is not finite.
 
         >>> Signs.from_dense(jnp.ones((256, 4), jnp.bfloat16)).nbytes  # of 2048 dense
         136
         """
-        check_dense("signs", w)
+        check_packable("signs", w)
         if quant not in ROUND:
             raise ValueError(f"signs: quant={quant!r}; {suggest(str(quant), ROUND)}")
         if not isinstance(w, Tracer) and not bool(jnp.all(jnp.isfinite(w))):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlab import compress
+from jaxlab.methods.quantized import Quantized
 from jaxlab.methods.signs import Signs, to_signs, to_ternary
 
 
@@ -26,6 +27,24 @@ def test_nothing_of_the_kind_is_nearer(quant, numbers):
     along = np.maximum(every @ w, 0) ** 2 / (every**2).sum(1)[:, None]
     least = (w**2).sum(0) - along.max(0)
     np.testing.assert_allclose(((w - got) ** 2).sum(0), least, rtol=1e-5)
+
+
+@pytest.mark.parametrize("to", [to_signs, to_ternary])
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_columns_of_any_size_round_alike(to, size):
+    w = kernel(50, 4)
+    q, scale = to(w)
+    other, far = to(w * size)
+    np.testing.assert_array_equal(np.asarray(other), np.asarray(q))
+    np.testing.assert_allclose(np.asarray(far) / size, np.asarray(scale), rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [Signs, Quantized])
+@pytest.mark.parametrize("shape", [(4, 0), (0, 4), (0, 4, 4)])
+def test_a_kernel_without_weights_is_refused_by_name(cls, shape):
+    name = {Signs: "signs", Quantized: "quantized"}[cls]
+    with pytest.raises(ValueError, match=rf"{name}: a kernel of shape \(.*\) is empty"):
+        cls.from_dense(jnp.ones(shape))
 
 
 @pytest.mark.parametrize("to", [to_signs, to_ternary])

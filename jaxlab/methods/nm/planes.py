@@ -69,7 +69,8 @@ def nm_pack_planes(
 
     Raises:
       TypeError: `quant` is given and `w` is not floating.
-      ValueError: an argument is out of range, or (outside jit) `mask` is not of that pattern.
+      ValueError: an argument is out of range, `group` is given without `quant`, or (outside jit)
+        `mask` is not of that pattern.
 
     >>> from jaxlab.methods.nm.mask import nm_mask
     >>> w = jnp.ones((128, 8), jnp.bfloat16)
@@ -83,6 +84,11 @@ def nm_pack_planes(
     if not isinstance(mask, Tracer):
         check_mask("nm_pack_planes", mask, pattern)
     if quant is None:
+        if group is not None:
+            raise ValueError(
+                f"nm_planes: group={group!r} shares scales, which exact values have not; nearest: "
+                "group=None, or quant='int8'"
+            )
         return _packed(w, mask, pattern, None, 1)
     check_dense("nm_planes", w)
     kept = jnp.where(mask, w, jnp.zeros((), w.dtype))
@@ -135,6 +141,7 @@ class NMPlanes(PatternMatrix):
             {"n": 2, "m": 4, "axis": -1},
             {"n": 2, "m": 4, "quant": "int3"},
             {"n": 2, "m": 4, "quant": "int4", "group": 48},
+            {"n": 2, "m": 4, "group": 8},
             {"n": 2, "m": 4, "scores": "wanda"},
         ),
     )
@@ -177,7 +184,8 @@ class NMPlanes(PatternMatrix):
           key: unused.
 
         Raises:
-          ValueError: an argument is out of range, or (outside jit) `w` has a NaN.
+          ValueError: an argument is out of range, `group` is given without `quant`, or (outside
+            jit) `w` has a NaN.
 
         >>> NMPlanes.from_dense(jnp.ones((128, 4)), n=2, m=4, quant="int4").nbytes  # of 2048 dense
         208

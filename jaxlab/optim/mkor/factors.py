@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
-from jaxlab.optim.mkor.checks import check_share
+from jaxlab.optim.mkor.checks import check_positive, check_share
 
 # Of J, J v, v, gamma, and a and b: the update of a J + b I.
 Update = Callable[..., jax.Array]
@@ -38,14 +38,15 @@ def sherman_morrison(
         where no vector points; "paper", what the paper prints, which is no inverse of either and
         diverges: for comparison only.
       gamma: in (0, 1).
-      eps: with it, the update is that of what `stabilise` leaves of J, in one pass; None is J.
-      zeta: likewise.
+      eps: above 0; with it, the update is that of what `stabilise` leaves of J, in one pass; None
+        is J.
+      zeta: in (0, 1); likewise.
 
     Returns:
       (..., n, n), in the dtype of `j`, computed in float32 or better.
 
     Raises:
-      ValueError: `mode` is unknown, or `gamma` is known and out of its range.
+      ValueError: `mode` is unknown, or `gamma`, `eps` or `zeta` is known and out of its range.
 
     >>> [round(sherman_morrison(jnp.full((1, 1), 2.0), jnp.ones(1), mode=m, gamma=0.9).item(), 4)
     ...  for m in ("interp", "ema", "paper")]
@@ -53,6 +54,9 @@ def sherman_morrison(
     """
     check_update(mode)
     check_share("gamma", gamma)
+    check_share("zeta", zeta)
+    if eps is not None:
+        check_positive("eps", eps)
     dtype = accumulator(j.dtype)
     wide, v = j.astype(dtype), v.astype(dtype)
     # The product is one with J as it is, so that what the stabiliser leaves is never stored.
@@ -99,16 +103,21 @@ def stabilise(
 
     Args:
       j: (..., n, n).
-      eps: largest absolute value of an entry that is left alone.
-      zeta: what remains of a larger one: zeta J + (1 - zeta) I.
+      eps: largest absolute value of an entry that is left alone; above 0.
+      zeta: what remains of a larger one: zeta J + (1 - zeta) I; in (0, 1).
 
     Returns:
       The factor, and booleans (...,): whether it was pulled.
+
+    Raises:
+      ValueError: `eps` or `zeta` is known and out of its range.
 
     >>> j, fired = stabilise(jnp.array([[1000.0]]), 2.0, 0.9)
     >>> round(j.item(), 1), bool(fired)
     (900.1, True)
     """
+    check_positive("eps", eps)
+    check_share("zeta", zeta)
     fired, a, b = _pull(j, eps, zeta)
     return _plus_identity(a, j, b), fired
 

@@ -246,6 +246,10 @@ def test_masks_and_kernels_that_do_not_fit_are_refused():
     w, pattern = kernel(128), NMPattern(2, 4)
     with pytest.raises(ValueError, match="nm_pack_planes: groups of the mask hold 4 to 4 entries"):
         nm_pack_planes(w, jnp.ones(w.shape, bool), pattern)
+    with pytest.raises(
+        ValueError, match="nm_planes: group=7 shares scales, .* group=None, or quant"
+    ):
+        nm_pack_planes(w, nm_mask(w, pattern), pattern, group=7)
     with pytest.raises(ValueError, match="nm_pack_planes: the mask of shape"):
         nm_pack_planes(w, jnp.ones(4, bool), pattern)
     with pytest.raises(ValueError, match="not all finite"):

@@ -58,6 +58,21 @@ def test_a_gamma_near_1_forgets_nothing_and_others_are_refused():
             sherman_morrison(jnp.eye(2), jnp.ones(2), gamma=gamma)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "legal"),
+    [("eps", (-1, 0.0, np.nan), "positive"), ("zeta", (2, 0, 1.0, np.nan), r"in \(0, 1\)")],
+)
+def test_a_stabiliser_out_of_its_range_is_refused(name, values, legal):
+    j, v = jnp.eye(2), jnp.ones(2)
+    for value in values:
+        given = {"eps": 2.0, "zeta": 0.9, name: value}
+        for refused in (lambda g: sherman_morrison(j, v, **g), lambda g: stabilise(j, **g)):
+            with pytest.raises(ValueError, match=f"mkor: {name}={value} must be {legal}"):
+                refused(given)
+    with pytest.raises(ValueError, match="mkor: zeta=2"):
+        sherman_morrison(j, v, zeta=2)
+
+
 def test_scalars_of_the_three_formulas():
     with jax.enable_x64(True):
         j, v = jnp.full((1, 1), 2.0), jnp.ones(1)
