@@ -38,11 +38,32 @@ def device() -> tuple[str, str]:
 
     That of the abstract mesh, where one is set to compile for a device that is not here.
     """
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None:
-        return abstract.platform, abstract.device_kind
+    of = _absent() or jax.devices()[0]
+    return of.platform, of.device_kind
+
+
+def _absent() -> Any:
+    """The device that is compiled for, where it is of another kind than those here; or None.
+
+    Every mesh names its devices' kind, so that one is named does not mean that it is not here.
+    """
+    named = jax.sharding.get_abstract_mesh().abstract_device
     first = jax.devices()[0]
-    return first.platform, first.device_kind
+    here = (first.platform, first.device_kind)
+    return None if named is None or (named.platform, named.device_kind) == here else named
+
+
+def on_one_device() -> bool:
+    """Whether one device is known to hold a whole product, as inside `jax.shard_map`.
+
+    What is outside a mesh may be anywhere while it is traced, so this is False there on a host of
+    several devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.axis_names and mesh.abstract_device is None:
+        return jax.device_count() == 1
+    # Over axes that are not manual XLA splits the program, and it cannot split a kernel.
+    return all(size == 1 for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
 
 
 def names(op: str, implementation: Choice) -> tuple[str, ...]:
@@ -143,20 +164,40 @@ class Chosen(NamedTuple):
 def choice(op: str, problem: Problem, config: Any | None) -> Chosen:
     """What the stored measurements say of a problem; its cut is `config`, the stored one or a rule
     of thumb.
+
+    XLA on several devices: it cannot split a kernel, which `jax.shard_map` does.
     """
     platform, kind = device()
     entry = (stored(op, kind, problem) if platform != "cpu" else None) or {}
     if config is None:
         config = problem.cut(entry.get("config"))
-    return Chosen(entry.get("implementation", "xla"), config)
+    return Chosen(entry.get("implementation", "xla") if on_one_device() else "xla", config)
+
+
+def takes(op: str, problem: Problem) -> bool:
+    """Whether anything but XLA may run where a call names nothing: by the environment, or else by
+    the stored measurements.
+
+    For those that multiply in another way than the op's where XLA runs.
+
+    Raises:
+      ValueError: the environment has an unknown name.
+    """
+    if named := asked(op, None, None):
+        return named != ("xla",)
+    platform, kind = device()
+    if platform == "cpu" or not on_one_device():
+        return False
+    return (stored(op, kind, problem) or {}).get("implementation", "xla") != "xla"
 
 
 def stored(op: str, kind: str, problem: Problem) -> dict[str, Any] | None:
     """What was measured for a problem: `implementation`, `config`, `us`, `xla_us`; or None.
 
-    For what was not measured itself, the kernel is the choice where its family won at every size
-    that was, and rows, outputs and inputs are within those. Entries count from the version of jax
-    on that they were measured with, and for the layout of packed weights that they were.
+    For what was not measured itself, the table's `won` has a range of rows, outputs and inputs for
+    a family, whose corners were measured and in which the kernel won wherever it was; within it the
+    kernel is the choice. Entries count from the version of jax on that they were measured with, and
+    for the layout of packed weights that they were.
     """
     table = _table(op, kind)
     measured_with = tuple(int(v) for v in table.get("jax", "99.0").split(".")[:2])
@@ -243,7 +284,8 @@ def _works(op: str, chosen: Chosen, kernel: Implementation, args: tuple[Any, ...
     Inside a larger program it would be too late to take another: lowering comes after tracing.
     """
     leaves, tree = jax.tree.flatten(args)
-    key = op, chosen, device(), tree, tuple((x.shape, x.dtype) for x in leaves)
+    wide = jax.config.jax_enable_x64  # indices are of 64 bits then, which a kernel may not take
+    key = op, chosen, device(), wide, tree, tuple((x.shape, x.dtype) for x in leaves)
     if key not in _found:
         shapes = tree.unflatten([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves])
         _found[key] = False
@@ -265,11 +307,11 @@ def _works(op: str, chosen: Chosen, kernel: Implementation, args: tuple[Any, ...
 
 def _compile(kernel: Implementation, shapes: tuple[Any, ...]) -> None:
     # Outside the mesh of a `shard_map` that is being traced, for the same kind of device.
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    alone = jax.sharding.AbstractMesh((), (), abstract_device=abstract)
+    absent = _absent()
+    alone = jax.sharding.AbstractMesh((), (), abstract_device=absent)
     with jax.sharding.use_abstract_mesh(alone):
         lowered = jax.jit(kernel).trace(*shapes).lower(lowering_platforms=("cuda",))
-        if abstract is None:
+        if absent is None:
             lowered.compile()
 
 
@@ -291,7 +333,7 @@ def require_hopper(interpret: bool | None) -> None:
         raise NotImplementedError(
             f"the kernel needs a GPU, not {platform!r}; interpret=True runs it on a CPU"
         )
-    if jax.sharding.get_abstract_mesh().abstract_device is None:
+    if _absent() is None:
         capability = getattr(jax.devices()[0], "compute_capability", "unknown")
         if str(capability).split(".")[0] != "9":
             raise NotImplementedError(

@@ -73,16 +73,17 @@ def low_rank_matmul(
 
 
 def wins(x: jax.Array, down: jax.Array, up: jax.Array) -> bool:
-    """Whether the kernels were measured to win at these products, on this kind of device.
+    """Whether the kernels may run for these products: `JAXLAB_KERNELS` names them, or they were
+    measured to win on this kind of device, and one device has the whole product.
 
-    False for factors that `low_rank_matmul` does not take.
+    False for what `low_rank_matmul` does not take.
     """
-    if down.ndim != 2 or not x.dtype == down.dtype == up.dtype:
+    if x.ndim < 1 or down.ndim != 2 or up.ndim != 2 or not x.dtype == down.dtype == up.dtype:
         return False
-    platform, kind = dispatch.device()
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[-1] != down.shape[0]:
+        return False
     rows = jax.ShapeDtypeStruct((math.prod(x.shape[:-1]), x.shape[-1]), x.dtype)
-    entry = dispatch.stored("low_rank_matmul", kind, problem_of(rows, down, up))
-    return platform != "cpu" and (entry or {}).get("implementation", "xla") != "xla"
+    return dispatch.takes("low_rank_matmul", problem_of(rows, down, up))
 
 
 def _problem(x: jax.Array, packed: tuple[()], floating: tuple[jax.Array, jax.Array]) -> Problem:

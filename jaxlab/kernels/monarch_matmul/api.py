@@ -72,10 +72,10 @@ def monarch_matmul(
 def takes_kernel(
     x: jax.Array, w1: jax.Array, w2: jax.Array, *, blocked: bool = False, transpose: bool = False
 ) -> bool:
-    """Whether a stored measurement says that the kernel wins here.
+    """Whether the kernel may run here: `JAXLAB_KERNELS` names it, or a stored measurement says that
+    it wins, and one device has the whole product.
 
-    Never on a CPU, nor where the product may be one of several devices outside `jax.shard_map`,
-    which cannot split a kernel.
+    False for what `monarch_matmul` does not take, and unless named, on a CPU.
 
     Args:
       x: as for `monarch_matmul`, likewise the others.
@@ -84,18 +84,14 @@ def takes_kernel(
       blocked: the order of outputs.
       transpose: whether it is the product with the transpose.
     """
-    platform, kind = dispatch.device()
-    if platform == "cpu" or x.dtype != jnp.bfloat16 or (w1.ndim, w2.ndim) != (3, 3):
+    if x.ndim < 1 or (w1.ndim, w2.ndim) != (3, 3):
         return False
-    if not all(jnp.issubdtype(w.dtype, jnp.floating) for w in (w1, w2)):
+    if not all(jnp.issubdtype(array.dtype, jnp.floating) for array in (x, w1, w2)):
         return False
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = jax.device_count() if mesh.abstract_device is None else mesh.size
-    if devices > 1 and not (mesh.axis_names and mesh.are_all_axes_manual):
-        return False
+    if x.dtype != jnp.bfloat16 and not dispatch.asked(OP, None, None):
+        return False  # problems do not tell dtypes apart
     problem = problem_of(math.prod(x.shape[:-1]), w1, w2, blocked=blocked, transpose=transpose)
-    entry = dispatch.stored(OP, kind, problem) or {}
-    return entry.get("implementation", "xla") != "xla"
+    return dispatch.takes(OP, problem)
 
 
 def _check(x: jax.Array, w1: jax.Array, w2: jax.Array, transpose: bool) -> int:

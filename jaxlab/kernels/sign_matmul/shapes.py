@@ -62,8 +62,9 @@ class Problem(NamedTuple):
 
     @property
     def family(self) -> str:
-        """What is measured together."""
-        return f"{'signs' if self.packed else 'int8'}/{self.dtype}/w{self.width}"
+        """What is measured together: few rows and many have kernels of their own."""
+        operand, rows = ("signs" if self.packed else "int8"), ("few" if self.few else "many")
+        return f"{operand}/{self.dtype}/w{self.width}/{rows}"
 
     @property
     def sizes(self) -> tuple[int, int]:
