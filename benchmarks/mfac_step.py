@@ -11,13 +11,14 @@ counted. The parameters are those of a small BERT, 11.1 million in 60 arrays.
 
 `--formulations` times every form that jaxlab/optim/mfac/products.py has of both products, over all
 parameters and over the largest alone, the system of m, and steps with the forms that are in use and
-with the fastest. What is stored already is not run again.
+with the fastest. What is stored already is not run again; the stored results also have forms that
+were slower and are no longer there.
 """
 
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
@@ -168,11 +169,12 @@ def formulations(m: int, dtype: str, found: dict[str, Any], keep: Callable[[], A
         found[name] = program
         print(f"{m} of {dtype}, {name}: {program}", flush=True)
         keep()
-    best = products.Forms(*(_fastest(found, kind) for kind in ("products", "combination")))
-    steps = {
-        f"step {'/'.join(forms)}": (forms, step, win, like)
-        for forms in (products.ON_GPU.get(dtype, products.Forms()), best)
-    }
+    used = products.ON_GPU.get(dtype, products.Forms())
+    best = products.Forms(
+        _fastest(found, "products", products.PRODUCTS, used.products),
+        _fastest(found, "combination", products.COMBINATIONS, used.combination),
+    )
+    steps = {f"step {'/'.join(forms)}": (forms, step, win, like) for forms in (used, best)}
     steps = {name: case for name, case in steps.items() if isinstance(found.get(name, ""), str)}
     for name, program in compiled(steps, dtype, donate_argnums=0).items():
         if not isinstance(program, str):
@@ -207,13 +209,11 @@ def compiled(cases: dict[str, Any], dtype: str, **how: Any) -> dict[str, Any]:
         return dict(zip(lowered, pool.map(one, lowered.values()), strict=True))
 
 
-def _fastest(found: dict[str, Any], kind: str) -> str:
-    times = {
-        name.removeprefix(f"{kind} "): value
-        for name, value in found.items()
-        if name.startswith(f"{kind} ") and "largest" not in name and not isinstance(value, str)
-    }
-    return min(times, key=lambda name: times[name])
+def _fastest(found: dict[str, Any], kind: str, names: Iterable[str], otherwise: str) -> str:
+    # What is stored may be of forms that are no more, and a form that failed has no time.
+    times = {name: found[f"{kind} {name}"] for name in names}
+    times = {name: time for name, time in times.items() if not isinstance(time, str)}
+    return min(times, key=lambda name: times[name]) if times else otherwise
 
 
 def compare() -> None:

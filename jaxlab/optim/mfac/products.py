@@ -1,17 +1,18 @@
 """The two products with a window of gradients: each reads the window once and copies nothing.
 
-Both are bound by memory. On GPUs there are several forms of each, all exact to float32's rounding
-and none with a reshape, so that a window split over devices stays where it is; `ON_GPU` says which
-one rows of a dtype get. Sums over the last axis alone, with a barrier behind them, reach 0.86 to
-0.94 of the bandwidth of a copy on an H100; one over all axes of a matrix 0.55. In plain sums every
-row reads the vector again, which is as many bytes as float32 rows have, and twice those of bfloat16
-rows; several rows at a time, or a matrix product, read it less often. Devices that split a
-parameter's last axis exchange m numbers for a product of all axes ("parts"), and for sums m for
-each place of the other axes. On CPUs sums are not vectorised, and a dot is 15 to 150 times faster.
+Both are bound by memory. On GPUs there are two forms of each, exact to float32's rounding and
+without a reshape, so that a window split over devices stays where it is; `ON_GPU` says which one
+rows of a dtype get. Sums over the last axis alone, with a barrier behind them, reach 0.86 to 0.94
+of the bandwidth of a copy on an H100; one over all axes of a matrix 0.55. Devices that split a
+parameter's last axis exchange m numbers for each place of the other axes. On CPUs sums are not
+vectorised, and a dot is 15 to 150 times faster.
+
+What was tried with rows of bfloat16 and is slower on an H200 at m = 512: sums of 2, 4 or 8 rows in
+one reduction, which reads the vector less often; matrix products with the bfloat16 parts of a
+float32 vector, as three columns, as eight, or for each place of the other axes; combinations of 2,
+4 or 8 strands of rows (benchmarks/results/mfac_formulations-NVIDIA-H200.json).
 """
 
-import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -62,60 +63,17 @@ def _product(rows: jax.Array, x: jax.Array, axes: Any) -> jax.Array:
 
 
 def _summed(rows: jax.Array, x: jax.Array) -> jax.Array:
-    return _over_the_rest(_product(rows, x, rows.ndim - 1))
-
-
-def _over_the_rest(partial: jax.Array) -> jax.Array:
+    partial = _product(rows, x, rows.ndim - 1)
     if partial.ndim == 1:
         return partial
     # Without it XLA merges both sums into the slow one.
     return jnp.sum(jax.lax.optimization_barrier(partial), axis=tuple(range(1, partial.ndim)))
 
 
-def _stored_first(form: Callable[..., Any], rows: jax.Array, x: jax.Array) -> jax.Array:
+def _summed_as_stored(rows: jax.Array, x: jax.Array) -> jax.Array:
     # Fused, the conversion of a float32 gradient to the rows' dtype is made in every row's sum,
     # which then reads float32, or is left out: XLA may keep excess precision.
-    return form(rows, jax.lax.optimization_barrier(x))
-
-
-def _summed_together(rows: jax.Array, x: jax.Array, *, together: int) -> jax.Array:
-    """Sums of several rows in one reduction, which reads x once for all of them."""
-    dtype, m = accumulator(rows.dtype), len(rows)
-    count = math.gcd(m, together)
-    x = x.astype(dtype)[None]
-    parts = [part.astype(dtype) * x for part in jnp.split(rows, count)]
-    zeros = [jnp.zeros((), dtype)] * count
-    sums = jax.lax.reduce(parts, zeros, _added, (rows.ndim - 1,))
-    return _over_the_rest(jnp.concatenate(sums))
-
-
-def _added(xs: Any, ys: Any) -> list[jax.Array]:
-    return [x + y for x, y in zip(xs, ys, strict=True)]
-
-
-def _product_of_parts(rows: jax.Array, x: jax.Array, *, columns: int = 1) -> jax.Array:
-    """A matrix product: x is as many bfloat16 vectors as it takes to lose nothing.
-
-    Zeros fill them up to `columns`, which a tensor core multiplies at once.
-    """
-    parts = _parts(x, rows.dtype)
-    parts = jnp.pad(parts, [(0, max(columns - len(parts), 0)), *[(0, 0)] * x.ndim])
-    axes = (tuple(range(1, rows.ndim)), tuple(range(1, x.ndim + 1)))
-    return jnp.sum(_dot(rows, parts, axes), axis=1)
-
-
-def _products_of_parts(rows: jax.Array, x: jax.Array) -> jax.Array:
-    """A matrix product for each place of all axes but the last: parallel without splitting sums."""
-    parts, places = _parts(x, rows.dtype), tuple(range(1, rows.ndim - 1))
-    axes = ((rows.ndim - 1,), (rows.ndim - 1,))
-    each = jax.lax.dot_general(
-        rows,
-        parts,
-        (axes, (places, places)),
-        precision=HIGHEST,
-        preferred_element_type=accumulator(rows.dtype),
-    )
-    return jnp.sum(each, axis=(*range(len(places)), each.ndim - 1))
+    return _summed(rows, jax.lax.optimization_barrier(x))
 
 
 def _dotted(rows: jax.Array, x: jax.Array) -> jax.Array:
@@ -133,15 +91,8 @@ def _scaled(weights: jax.Array, rows: jax.Array) -> jax.Array:
     return rows.astype(dtype) * weights.astype(dtype).reshape(-1, *[1] * (rows.ndim - 1))
 
 
-def _sum_in_strands(weights: jax.Array, rows: jax.Array, *, strands: int) -> jax.Array:
-    """Adds far rows before the sum over the near ones: as many reads are under way at once."""
-    count = math.gcd(len(rows), strands)
-    parts = zip(jnp.split(weights, count), jnp.split(rows, count), strict=True)
-    return jnp.sum(functools.reduce(jnp.add, [_scaled(*part) for part in parts]), axis=0)
-
-
 def _combination_of_parts(weights: jax.Array, rows: jax.Array) -> jax.Array:
-    """A matrix product, as that of `_product_of_parts`."""
+    """A matrix product: the weights are as many bfloat16 vectors as it takes to lose nothing."""
     return jnp.sum(_dot(_parts(weights, rows.dtype), rows, ((1,), (0,))), axis=0)
 
 
@@ -168,25 +119,12 @@ def _parts(x: jax.Array, dtype: Any) -> jax.Array:
     return jnp.stack(found).astype(dtype)
 
 
-def _stored(form: Callable[..., Any]) -> Callable[..., Any]:
-    return functools.partial(_stored_first, form)
-
-
 PRODUCTS: Mapping[str, Callable[..., jax.Array]] = {
     "sums": _summed,
-    "sums_stored": _stored(_summed),
-    "together_2": _stored(functools.partial(_summed_together, together=2)),
-    "together_4": _stored(functools.partial(_summed_together, together=4)),
-    "together_8": _stored(functools.partial(_summed_together, together=8)),
-    "parts": _stored(_product_of_parts),
-    "parts_8": _stored(functools.partial(_product_of_parts, columns=8)),
-    "parts_each": _stored(_products_of_parts),
+    "sums_stored": _summed_as_stored,
 }
 COMBINATIONS: Mapping[str, Callable[..., jax.Array]] = {
     "sums": _scaled_sum,
-    "strands_2": functools.partial(_sum_in_strands, strands=2),
-    "strands_4": functools.partial(_sum_in_strands, strands=4),
-    "strands_8": functools.partial(_sum_in_strands, strands=8),
     "parts": _combination_of_parts,
 }
 
@@ -198,7 +136,11 @@ class Forms(NamedTuple):
     combination: str = "sums"
 
 
-# By the rows' dtype, what `benchmarks/mfac_step.py --formulations` found fastest.
+# By the rows' dtype, what `benchmarks/mfac_step.py --formulations` found fastest on an H200 at
+# m = 512. At 1024 "sums_stored" takes bfloat16 rows in 0.96 of the time of "sums", and at 512 in
+# 1.29 of it; "parts" combine them in 0.90 and 0.93 of that of "sums". Of float32 rows "sums" and
+# "sums_stored" take the same to 0.5 %, both combinations to 1.5 %; at 1024 their sums did not
+# compile beside the window, but in a step.
 ON_GPU: dict[str, Forms] = {"bfloat16": Forms(combination="parts"), "float32": Forms()}
 
 
