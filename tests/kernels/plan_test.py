@@ -1,12 +1,7 @@
 """How products with packed weights are cut: what is refused, and what is tried first."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from jaxlab import kernels
-from jaxlab.kernels.nm_matmul.shapes import Cut
 from jaxlab.kernels.plan import PROCESSORS, TILE, Config
 from jaxlab.kernels.quantized_matmul import Problem
 from jaxlab.kernels.quantized_matmul.shapes import refuse
@@ -57,11 +52,3 @@ def test_few_rows_of_weights_are_split_early(n):
     blocks = n // TILE * second.split_k
     assert (second.split_k > 1) == (n // TILE < PROCESSORS)
     assert second.split_k == 1 or blocks <= 2 * PROCESSORS
-
-
-@pytest.mark.parametrize("op", ["quantized_matmul", "binary_matmul", "nm_matmul"])
-def test_what_is_stored_is_read(op):
-    for path in Path(kernels.__path__[0], op, "configs").glob("*.json"):
-        for entry in json.loads(path.read_text())["entries"].values():
-            if entry.get("config"):
-                assert Cut(**entry["config"]).ways > 0
