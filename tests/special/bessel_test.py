@@ -196,6 +196,15 @@ def test_scaled_forms_keep_digits_where_x_is_large():
     for sign, scaled, name in ((-1, bessel.log_ive, "log_iv"), (1, bessel.log_kve, "log_kv")):
         exact = truth[name] + sign * x.astype(np.longdouble)
         np.testing.assert_allclose(scaled(v, x), exact.astype(float), rtol=1e-13, atol=1e-14)
+    # Below the border of the expansion, too.
+    rng = np.random.default_rng(0)
+    v, x = np.r_[[1e-300] * 50, rng.uniform(0, 3, 350)], np.r_[14.99, rng.uniform(8, 25, 399)]
+    truth = extended(v, x)
+    for sign, scaled, name in ((-1, bessel.log_ive, "log_iv"), (1, bessel.log_kve, "log_kv")):
+        exact = truth[name] + sign * x.astype(np.longdouble)
+        moved = np.abs(v * truth[f"{name}_dv"]) + np.abs(x * (truth[f"{name}_dx"] + sign))
+        error = np.abs(np.asarray(scaled(v, x)) - exact) / (np.maximum(1, np.abs(exact)) + moved)
+        assert np.max(error) <= 8 * EPS, (name, error / EPS)
     lead = -np.log(2 * np.pi * 1e12) / 2 + 1 / 8e12
     assert abs(float(bessel.log_ive(0.0, 1e12)) - lead) < 8e-15
     small = bessel.log_ive(np.float32(3), np.float32(1e6))

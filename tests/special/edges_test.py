@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxlab.special import bessel
+from jaxlab.special.bessel.functions import _zero_or_inside
 from jaxlab.special.bessel.reference import extended
 from jaxlab.special.generalized_inverse_gaussian import gig_log_prob, gig_mean
 from jaxlab.special.matern import matern
@@ -74,6 +75,52 @@ def test_the_ratio_of_k_for_orders_of_both_signs():
         np.testing.assert_allclose(found[0], 5.00050005e-05, rtol=1e-8)
         fixed = np.asarray(bessel.kv_ratio(5.0, x))
         np.testing.assert_allclose(fixed[-1], found[-1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_subnormal_arguments_are_zero_and_the_smallest_normal_one_is_not(dtype):
+    info = np.finfo(dtype)
+    x = np.array([0, info.smallest_subnormal, info.tiny / 2, -info.tiny / 2, info.tiny], dtype)
+    orders = np.array([0, info.smallest_subnormal, 2], dtype)
+    names = ("log_iv", "log_kv", "log_iv_dx", "log_kv_dx", "log_iv_dv", "log_kv_dv", "kv_ratio")
+    with jax.enable_x64(True):
+        v, at = jnp.meshgrid(jnp.asarray(orders), jnp.asarray(x), indexing="ij")
+        for name in names:
+            found = np.asarray(getattr(bessel, name)(v, at))
+            assert not np.any(np.isnan(found)), name
+            np.testing.assert_array_equal(found[:, 1:4], np.repeat(found[:, :1], 3, 1), name)
+        for name in ("log_iv", "log_kv", "log_iv_dv", "log_kv_dv"):
+            found = getattr(bessel, name)(jnp.asarray(2, dtype), jnp.asarray(info.tiny, dtype))
+            exact = float(extended([2.0], [float(info.tiny)])[name][0])
+            np.testing.assert_allclose(found, exact, rtol=4 * info.eps)
+        np.testing.assert_array_equal(bessel.kv_ratio(v, at)[:, :4], np.inf)
+        # By bits, so also where a subnormal number is not flushed to 0.
+        zero, inside = _zero_or_inside(jnp.asarray(x))
+    assert zero.tolist() == [True, True, True, True, False]
+    assert inside.tolist() == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_slopes_and_ratios_where_hypot_overflows(dtype):
+    most = np.finfo(dtype).max
+    v = np.array([most, most * 0.9, most, most, 1], dtype)
+    x = np.array([most, most * 0.97, most * 0.4, 1, most], dtype)
+    with np.errstate(over="ignore"):
+        slant, ratio = np.hypot(v / most, x / most) / (x / most), v / x
+    slope = np.minimum(slant, most).astype(dtype)
+    with jax.enable_x64(True):
+        v, x = jnp.asarray(v), jnp.asarray(x)
+        wanted = {
+            "log_iv_dx": slope,
+            "log_kv_dx": -slope,
+            "kv_ratio": slant + ratio,
+            "iv_ratio": 1 / (slant + ratio),
+        }
+        for name, exact in wanted.items():
+            found = getattr(bessel, name)(v, x)
+            # The reciprocal of the largest number is subnormal.
+            tiny = np.finfo(dtype).tiny
+            np.testing.assert_allclose(found, exact, rtol=4 * np.finfo(dtype).eps, atol=tiny)
 
 
 def test_what_is_nan_is_not_hidden():

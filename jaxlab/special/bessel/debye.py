@@ -131,8 +131,9 @@ def polar(v: jax.Array, x: jax.Array) -> Polar:
 
     What would be nearly subnormal of 1 / p, c and s may be 0.
 
-    >>> [round(float(part), 6) for part in polar(jnp.array(3.0), jnp.array(4.0))]
-    [5.0, 0.2, 0.6, 0.8]
+    >>> at = polar(jnp.array(3.0), jnp.array(4.0))
+    >>> float(at.p), round(float(at.c), 6), round(float(at.s), 6)
+    (5.0, 0.6, 0.8)
     """
     # Powers of two, by which no square over- or underflows. Of one order that is known while
     # compiling, they are but one comparison; a quotient of both would be a division.
@@ -145,7 +146,8 @@ def polar(v: jax.Array, x: jax.Array) -> Polar:
     v, x = v * scale, x * scale
     square = v * v + x * x
     inverse = jax.lax.rsqrt(square)
-    return Polar(square * inverse * back, inverse * scale, v * inverse, x * inverse)
+    # This root of x * x is x itself.
+    return Polar(jnp.sqrt(square) * back, inverse * scale, v * inverse, x * inverse)
 
 
 @polar.defjvp
@@ -160,8 +162,12 @@ def _polar_jvp(primals, tangents):
 
 @jax.custom_jvp
 def secant(v: jax.Array, x: jax.Array) -> jax.Array:
-    """hypot(v, x) / x, which is finite also where x / hypot(v, x) underflows."""
-    return polar(v, x).p / x
+    """hypot(v, x) / x, which is finite also where x / hypot(v, x) underflows or hypot overflows."""
+    # Where x / 4 is subnormal beside such a v, the quotient is beyond all numbers.
+    large = jnp.maximum(v, x) > float(2.0 ** (jnp.finfo(v.dtype).maxexp - 2))
+    scale = jnp.where(large, jnp.full_like(v, 0.25), jnp.ones_like(v))
+    x = x * scale
+    return polar(v * scale, x).p / x
 
 
 @secant.defjvp
@@ -193,7 +199,8 @@ class _Units(NamedTuple):
     exponent: jax.Array
 
 
-def _same_units(v: jax.Array, x: jax.Array) -> _Units:
+def _same_units(v: jax.Array, x: jax.Array, quick: bool = True) -> _Units:
+    """`quick`: whether p may be off by two of its last digits."""
     digits = places(v.dtype)
     # Of the arguments, which are not rounded: see log_quotient. An exponent of 0 has no inverse.
     larger = jnp.maximum(jnp.maximum(leading(v), leading(x)), 1 << digits) & -(1 << digits)
@@ -203,7 +210,8 @@ def _same_units(v: jax.Array, x: jax.Array) -> _Units:
     v, x = v * unit, x * unit
     square = v * v + x * x
     inverse = jax.lax.rsqrt(square)
-    return _Units(v, x, square * inverse, inverse, exponent)
+    p = square * inverse if quick else jnp.sqrt(square)
+    return _Units(v, x, p, inverse, exponent)
 
 
 def _log_half_angle(at: _Units, x: jax.Array) -> Logarithm:
@@ -268,7 +276,8 @@ def log_uniform(
     Returns:
       Of v's shape and dtype.
     """
-    at, one = _same_units(v, x), leading(jnp.ones_like(v))
+    # Of one large order, errors of p are small beside what the last digits of x move the value by.
+    at, one = _same_units(v, x, quick=of_order is not None), leading(jnp.ones_like(v))
     slant = _log_half_angle(at, x)
     # log p is taken from the middle of [2, 4 sqrt(2)].
     middle = short(2**1.75)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.special.bessel import regions
-from jaxlab.special.bessel.logarithm import leading
+from jaxlab.special.bessel.logarithm import leading, places
 from jaxlab.special.bessel.order import sum_of_order
 from jaxlab.special.bessel.published import published_log
 from jaxlab.special.bessel.regions import SCHEMES, Function
@@ -164,7 +164,7 @@ def kv_ratio(v: Any, x: Any, *, least: float = 0.0) -> jax.Array:
     known = least > 0 or (_known(v) and bool(np.all(np.asarray(v) >= 0)))
     given = v
     v, x, dtype = _arguments("kv_ratio", v, x)
-    inside = (x > 0) & (x < _INF)
+    zero, inside = _zero_or_inside(x)
     safe, one = jnp.where(inside, x, jnp.ones_like(x)), jnp.ones_like(x)
     if least > 0:
         v = jnp.where(v >= least, v, one * jnp.nan)
@@ -180,7 +180,7 @@ def kv_ratio(v: Any, x: Any, *, least: float = 0.0) -> jax.Array:
         between = jnp.exp(log_kve(1 - low, safe) - log_kve(low, safe))
         found = jnp.where(up, ratio, jnp.where(down, 1 / ratio, between))
     at_zero = jnp.where(v > -0.5, one * _INF, jnp.where(v == -0.5, one, 0 * one))
-    edge = jnp.where(x == 0, at_zero, jnp.where(x == _INF, one, one * jnp.nan))
+    edge = jnp.where(zero, at_zero, jnp.where(x == _INF, one, one * jnp.nan))
     return jnp.where(inside, found, jnp.where(jnp.isnan(v), v, edge)).astype(dtype)
 
 
@@ -327,12 +327,20 @@ def _over_edges(
     of_order: jax.Array,
 ) -> jax.Array:
     """The function inside, and its limits at x = 0, x = inf and v = inf; NaN elsewhere."""
-    order, positive = (v >= 0) & (v < _INF), x > 0
-    # By its first bits: of two comparisons with one number, a compiler makes more.
-    argument = positive & (leading(x) < leading(jnp.full_like(x, _INF)))
+    order, (zero, argument) = (v >= 0) & (v < _INF), _zero_or_inside(x)
     away, nan = jnp.full_like(v, 30.0), jnp.full_like(v, jnp.nan)
     # Apart, so that of an order that is known while compiling more is known.
     found = evaluate(f, jnp.where(order, v, away), jnp.where(argument, x, away))
     end = jnp.where(v == _INF, jnp.where(argument, of_order, nan), at_end)
-    edge = jnp.where(positive, end, jnp.where(x == 0, at_zero, nan))
+    edge = jnp.where(zero, at_zero, jnp.where(x > 0, end, nan))
     return jnp.where(order & argument, found, jnp.where(v >= 0, edge, nan))
+
+
+def _zero_or_inside(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where x is 0 or subnormal, which a CPU takes for 0 and a GPU does not; where normal, above 0.
+
+    By the first bits: of two comparisons with one number, a compiler makes more.
+    """
+    first, least = leading(x), 1 << places(x.dtype)
+    inside = (first >= least) & (first < leading(jnp.full_like(x, _INF)))
+    return (first & 0x7FFFFFFF) < least, inside

@@ -45,7 +45,9 @@ class _Node(NamedTuple):
     odd: jax.Array
 
 
-def log_integral(v: jax.Array, x: jax.Array, nodes: int, cut: float) -> jax.Array:
+def log_integral(
+    v: jax.Array, x: jax.Array, nodes: int, cut: float, scaled: bool = False
+) -> jax.Array:
     """Log K_v(x) by the integral of `e^(-x cosh t) cosh(v t)` over t > 0.
 
     Args:
@@ -53,11 +55,13 @@ def log_integral(v: jax.Array, x: jax.Array, nodes: int, cut: float) -> jax.Arra
       x: positive, and not so small that the integrand becomes a plateau.
       nodes: intervals, a multiple of 8.
       cut: the integrand is left out where it is e^-cut of its maximum.
+      scaled: whether x is added, without a difference of large numbers.
     """
     p = polar(v, x).p
+    lead = v * (v / (p + x)) if scaled else p
     at = _nodes(v, x, cut, nodes)
     (total,) = _sums(v, x, at, nodes, lambda node: (node.even,))
-    return v * at.top - p + jnp.log(at.step * total)
+    return v * at.top - lead + jnp.log(at.step * total)
 
 
 def integral_dlogx(v: jax.Array, x: jax.Array, nodes: int, cut: float) -> jax.Array:

@@ -6,6 +6,7 @@ derivatives of any order within a region.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -80,16 +81,20 @@ def value(f: Function, v: jax.Array, x: jax.Array, of_order: jax.Array | None = 
     def far(v: jax.Array, x: jax.Array) -> jax.Array:
         return log_uniform(v, x, f.sign, _terms(f, s), f.scaled, of_order)
 
+    def series_of_i(v: jax.Array, x: jax.Array) -> jax.Array:
+        found = series.log_series(v, x, s.series)
+        return found - x if f.scaled else found
+
+    def limit(v: jax.Array, x: jax.Array) -> jax.Array:
+        found = integral.log_small(v, x)
+        return found + x if f.scaled else found
+
+    rule = partial(integral.log_integral, scaled=f.scaled)
     near: dict[int, Piece] = {
-        1: lambda v, x: series.log_series(v, x, s.series),
-        -1: lambda v, x: _integral_or_limit(v, x, s, integral.log_integral, integral.log_small),
+        1: series_of_i,
+        -1: lambda v, x: _integral_or_limit(v, x, s, rule, limit),
     }
-
-    def small(v: jax.Array, x: jax.Array) -> jax.Array:
-        found = near[f.sign](v, x)
-        return found - f.sign * x if f.scaled else found
-
-    return _chosen(f, v, x, far, small)
+    return _chosen(f, v, x, far, near[f.sign])
 
 
 def dx(f: Function, v: jax.Array, x: jax.Array) -> jax.Array:
