@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxlab.kernels.dispatch import VERSION
 
@@ -73,6 +75,20 @@ def kernel(
     )
 
 
+def counted(steps: Any, step: Callable[[Any, Any], Any], start: Any) -> Any:
+    """`lax.fori_loop` from 0 whose index is int32 under `jax_enable_x64`, too.
+
+    Args:
+      steps: an int, of which loops of a known length are made, or an int32 array.
+      step: of the index and what is carried.
+      start: what is carried.
+    """
+    if not isinstance(steps, int):
+        return lax.fori_loop(np.int32(0), steps, step, start)
+    # With two ints the length stays known, but the index has jax's default dtype.
+    return lax.fori_loop(0, steps, lambda i, carry: step(i.astype(jnp.int32), carry), start)
+
+
 def meet() -> None:
     """The warps of a warpgroup wait for each other; not where a kernel is interpreted."""
     from jax.experimental.mosaic.gpu import utils
@@ -126,7 +142,6 @@ def on_registers(words: jax.Array, per_register: Callable[[Any], Any]) -> jax.Ar
       words: uint16 in the layout of products.
       per_register: from and to 32-bit MLIR values.
     """
-    import numpy as np
     from jax.experimental.mosaic.gpu import fragmented_array, utils
     from jaxlib.mlir import ir
 
@@ -158,7 +173,6 @@ def bytes_on_registers(
     Returns:
       int8 in the same layout: side by side, what each amount made of the words.
     """
-    import numpy as np
     from jax.experimental.mosaic.gpu import fragmented_array, utils
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import vector

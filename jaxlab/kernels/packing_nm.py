@@ -276,9 +276,10 @@ def _like(numbers: Any, x: jax.Array) -> jax.Array:
 def _encode(place: jax.Array, layout: Layout) -> jax.Array:
     """Codes (..., groups) of places (..., groups, n)."""
     if layout.parts == 2:
-        return 15 - jnp.sum(jnp.asarray([1 << bit for bit in _PRUNED_BIT])[place], axis=-1)
+        bits = jnp.asarray(np.array([1 << bit for bit in _PRUNED_BIT], np.int32))
+        return 15 - jnp.sum(bits[place], axis=-1, dtype=jnp.int32)
     at = _like(np.arange(layout.n) * place_bits(layout.m), place)
-    return jnp.sum(place.astype(jnp.int32) << at, axis=-1)
+    return jnp.sum(place.astype(jnp.int32) << at, axis=-1, dtype=jnp.int32)
 
 
 def _decode(code: jax.Array, layout: Layout) -> jax.Array:
@@ -311,9 +312,8 @@ def _words(code: jax.Array, layout: Layout) -> jax.Array:
     code = code.reshape((*lead, groups))
     code = jnp.pad(code, [(0, 0)] * len(lead) + [(0, -groups % per_word)])
     code = code[..., None]
-    bit = ((code >> _like(np.arange(layout.bits), code)) & 1).reshape(
-        (*lead, -1, per_word, layout.bits)
-    )
+    bit = (code >> _like(np.arange(layout.bits), code)) & 1
+    bit = bit.reshape((*lead, -1, per_word, layout.bits))
     bit = bit << _like(_shifts(layout), bit)
     words = jnp.sum(bit, axis=(-1, -2)).astype(jnp.uint16)
     return lanes(words, layout.words // LANES)
@@ -325,7 +325,7 @@ def places(packed: PackedNM) -> jax.Array:
     *lead, _ = packed.code.shape
     words = from_lanes(packed.code, layout.words // LANES).astype(jnp.int32)[..., None, None]
     bit = (words >> _like(_shifts(layout), words)) & 1
-    code = jnp.sum(bit << _like(np.arange(layout.bits), bit), axis=-1)
+    code = jnp.sum(bit << _like(np.arange(layout.bits), bit), axis=-1, dtype=jnp.int32)
     code = code.reshape((*lead, -1))[..., :groups]
     if layout.span:
         each = layout.span // layout.group

@@ -177,7 +177,7 @@ def _build(
                     range(slot * slots // stages, (slot + 1) * slots // stages) if apart else ()
                 ):
                     fetch_x(jnp.int32(item), jnp.int32(item))
-            return lax.fori_loop(0, steps, lambda i, c: step(i, consume, c), start)
+            return _compat.counted(steps, lambda i, c: step(i, consume, c), start)
 
         def by_group(total: jax.Array, multiply: Any, count: int, s_smem: Any) -> jax.Array:
             each = count // groups

@@ -49,12 +49,15 @@ def mosaic_gpu(
 def apart(value: jax.Array, pieces: int) -> list[jax.Array]:
     """Numbers of bfloat16 whose sum is `value`, each with the 8 digits that follow.
 
-    Digits are cut off and not rounded off: XLA takes a rounding and its reverse for nothing.
+    Digits are cut off and not rounded off: XLA takes a rounding and its reverse for nothing. What
+    is not finite is 0 but for the last, which `pairs` lets meet only first pieces, that are not 0.
     """
     found = []
     for _ in range(pieces - 1):
         bits = lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(0xFFFF0000)
         top = lax.bitcast_convert_type(bits, jnp.float32)
+        # An infinity less itself would be no number.
+        top = jnp.where(jnp.abs(top) < jnp.inf, top, jnp.zeros_like(top))
         found.append(top.astype(jnp.bfloat16))
         value = value - top
     return [*found, value.astype(jnp.bfloat16)]
@@ -133,7 +136,7 @@ def _build(problem: Problem, config: Config, dtype: Any, interpret: bool) -> Any
             plgpu.copy_smem_to_gmem(y_smem, y_gmem.at[rows(i)])
             return carry
 
-        lax.fori_loop(0, mine, step, jnp.int32(0))
+        _compat.counted(mine, step, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {

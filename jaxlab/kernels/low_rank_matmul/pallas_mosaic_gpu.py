@@ -106,7 +106,7 @@ def _build(stage: Stage, config: Config, leads: bool, interpret: bool) -> Callab
 
                 return carry
 
-            lax.fori_loop(0, steps, step, jnp.int32(0))
+            _compat.counted(steps, step, jnp.int32(0))
             return acc[...]
 
         total = pl.run_scoped(product, _compat.sums(TILE, columns))

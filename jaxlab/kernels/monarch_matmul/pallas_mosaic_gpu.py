@@ -74,7 +74,7 @@ def _launch(
         body,
         out=jax.ShapeDtypeStruct(shape, x.dtype),
         scratch=plan.scratch(x.dtype),
-        grid=(plan.parts, groups),
+        grid=(plan.stage.parts(config), groups),
         grid_names=("part", "group"),
         num_threads=config.ways,
         thread_name="way",

@@ -44,11 +44,6 @@ class Walk(NamedTuple):
         return self.stage.part(self.config)
 
     @property
-    def parts(self) -> int:
-        """Parts of all blocks."""
-        return self.stage.blocks * (self.stage.outputs // self.part)
-
-    @property
     def middle(self) -> tuple[int, int, int]:
         """The shape of what the first stage writes: by block of the second, tiles of its inputs."""
         inner = self.problem.tiles(self.config) * self.problem.second.inputs
@@ -198,5 +193,5 @@ def walk(
         store(tile_at(i), slot_out)
         return carry
 
-    lax.fori_loop(jnp.int32(0), count, step, jnp.int32(0))
+    _compat.counted(count, step, jnp.int32(0))
     plgpu.wait_smem_to_gmem(0)

@@ -32,7 +32,7 @@ from jax import lax
 
 from jaxlab.kernels._compat import plgpu
 from jaxlab.kernels.nm_matmul.operations import Emulated, Instructions, Operations
-from jaxlab.kernels.packing_nm import LANES, PIECE, WORD, Layout
+from jaxlab.kernels.packing_nm import LANES, PIECE, WORD, Layout, place_bits
 from jaxlab.kernels.plan import TILE
 
 # Registers of a lane and row: of a piece, and of 64 columns of values.
@@ -91,7 +91,7 @@ def _permuted(do: Operations, layout: Layout, values: Any, code: Any, group: int
 
 
 def _moved(do: Operations, layout: Layout, values: Any, code: Any, group: int, j: int) -> Any:
-    bits = _place_bits(layout)
+    bits = place_bits(layout.m)
     parts = []
     for p in range(layout.n):
         at = group * layout.n + p
@@ -105,7 +105,7 @@ def _moved(do: Operations, layout: Layout, values: Any, code: Any, group: int, j
 
 
 def _chosen(do: Operations, layout: Layout, values: Any, code: Any, group: int, j: int) -> Any:
-    bits = _place_bits(layout)
+    bits = place_bits(layout.m)
 
     def register(entry: int) -> Any:
         place, inner = divmod(entry, layout.block)
@@ -117,10 +117,6 @@ def _chosen(do: Operations, layout: Layout, values: Any, code: Any, group: int, 
         return total
 
     return [register(4 * j), register(4 * j + 2)]
-
-
-def _place_bits(layout: Layout) -> int:
-    return max(1, (layout.m - 1).bit_length())
 
 
 def piece_of(

@@ -111,7 +111,7 @@ def persistent(
             for name, bits in (("a", bits_a), ("b", bits_b)):
                 if bits:
                     fetch_words(jnp.int32(0), name)
-            lax.fori_loop(0, total, feed_block, None)
+            _compat.counted(total, feed_block, None)
 
         def feed_block(t: Any, _: None) -> None:
             i, j = _divmod(t, blocks)
@@ -160,7 +160,7 @@ def persistent(
                 for odd in range(min(2, steps)):
                     step_of(pair, odd)
 
-            lax.fori_loop(0, -(-steps // 2), pair_of, None)
+            _compat.counted(-(-steps // 2), pair_of, None)
 
         def ask_for_next(t: Any, name: str) -> None:
             @pl.when(t + jnp.int32(1) < total)
@@ -174,12 +174,12 @@ def persistent(
                 plgpu.set_max_registers(registers[1], action="increase")
             for slot in range(stages):
                 plgpu.barrier_arrive(empty.at[slot])
-            lax.fori_loop(0, mine, tile_of, None)
+            _compat.counted(mine, tile_of, None)
             plgpu.wait_smem_to_gmem(0)
 
         def tile_of(i: Any, _: None) -> None:
             def product(acc: Any) -> jax.Array:
-                lax.fori_loop(0, blocks, functools.partial(multiply_block, acc, i), None)
+                _compat.counted(blocks, functools.partial(multiply_block, acc, i), None)
                 plgpu.wgmma_wait(0)
                 last = slot_of((i + jnp.int32(1)) * jnp.int32(blocks), -1)
                 plgpu.barrier_arrive(empty.at[last])
@@ -220,7 +220,7 @@ def persistent(
                 for s in range(steps):
                     step_of(s, None)
             else:
-                lax.fori_loop(0, steps, step_of, None)
+                _compat.counted(steps, step_of, None)
 
         def write(i: Any, total: jax.Array) -> None:
             row, column = corner(i)
