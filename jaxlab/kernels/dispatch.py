@@ -284,7 +284,8 @@ def _works(op: str, chosen: Chosen, kernel: Implementation, args: tuple[Any, ...
     Inside a larger program it would be too late to take another: lowering comes after tracing.
     """
     leaves, tree = jax.tree.flatten(args)
-    wide = jax.config.jax_enable_x64  # indices are of 64 bits then, which a kernel may not take
+    # Indices are of 64 bits then, which a kernel may not take.
+    wide = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
     key = op, chosen, device(), wide, tree, tuple((x.shape, x.dtype) for x in leaves)
     if key not in _found:
         shapes = tree.unflatten([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves])

@@ -151,6 +151,8 @@ def refuse(problem: Problem, config: Config | plan.Config) -> str:
         return problem.stream.refuse(config)
     if config.tile_n not in (128, 256) or not 0 <= config.unpack <= 2 or config.stages < 2:
         return f"{config} is none of tile_n 128 or 256, unpack 0 to 2, stages from 2"
+    if config.across < 1:
+        return f"across={config.across}; it takes 1 or more"
     if problem.n % config.tile_n:
         return f"n={problem.n} is no multiple of tile_n={config.tile_n}"
     bits_a, bits_b = problem.unpacked(config)
