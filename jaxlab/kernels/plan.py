@@ -30,6 +30,16 @@ def steps_of(rows: int) -> int:
     return next((step for step in STEPS if rows <= step), rows)
 
 
+def below(config: Any, **least: int) -> str:
+    """Which field of a cut is below the least that it may be, or nothing.
+
+    >>> below(Config(ways=0), ways=1, slots=0)
+    'ways=0; it takes 1 or more'
+    """
+    low = [(name, at) for name, at in least.items() if getattr(config, name) < at]
+    return next((f"{name}={getattr(config, name)}; it takes {at} or more" for name, at in low), "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """How a product is cut.
@@ -115,6 +125,9 @@ class Plan:
 
     def refuse(self, config: Config) -> str:
         """Why the kernel does not take this, or nothing."""
+        least = {"ways": 1, "stages": 1, "split_k": 1, "depth": 1, "parts": 1}
+        if reason := below(config, **least, in_flight=0, slots=0):
+            return reason
         if not 1 <= self.rows <= MOST_ROWS:
             return f"{self.rows} rows of x; it takes 1 to {MOST_ROWS}"
         if self.n % TILE:

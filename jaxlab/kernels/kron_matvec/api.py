@@ -21,7 +21,8 @@ def kron_matvec(
     """`Y_s = A X_s B.T`: (A (x) B) times every sample as a vector in C's order.
 
     Float32 is float32: the kernel takes every number apart into three of bfloat16 and leaves out
-    products below 2^-22 of the largest. `jaxlab.kron.product.kron_matvec` takes any number of
+    products below 2^-22 of the largest; what is not finite in a sample it may spread to others of
+    the same 64 rows (sample, i). `jaxlab.kron.product.kron_matvec` takes any number of
     factors, and stacks of them. Reverse mode gives gradients to all three; under `jax.vmap` over x
     alone it stays one product. On several devices call it inside `jax.shard_map`.
 

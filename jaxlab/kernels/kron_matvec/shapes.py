@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxlab.kernels.plan import PROCESSORS, SHARED_BYTES, TILE
+from jaxlab.kernels.plan import MOST_BARRIERS, PROCESSORS, SHARED_BYTES, TILE, below
 
 SIDES = (16, 32, 64)
 # Of bfloat16 numbers that a number is taken apart into: all 24 digits of a float32, and of a
@@ -84,10 +84,14 @@ class Problem(NamedTuple):
             return f"factors of sides {self.n1}, {self.m2}, {self.n2}; it takes {SIDES}"
         if not self.rows or self.rows % self.samples:
             return f"{self.rows} samples; it takes multiples of {self.samples}"
-        if not 1 <= config.ways <= 4:
+        if reason := below(config, ways=1, stages=1, blocks=1):
+            return reason
+        if config.ways > 4:
             return f"{config.ways} warpgroups; it takes 1 to 4"
         if self.shared_bytes(config) > SHARED_BYTES:
             return f"{self.shared_bytes(config)} bytes of shared memory"
+        if config.ways * config.stages > MOST_BARRIERS:
+            return f"more than {MOST_BARRIERS} barriers of a kind"
         return ""
 
     def cut(self, stored: Mapping[str, Any] | None) -> Config:

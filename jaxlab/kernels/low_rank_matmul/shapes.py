@@ -13,6 +13,7 @@ from jaxlab.kernels.plan import (
     ROWS_STEP,
     SHARED_BYTES,
     TILE,
+    below,
     steps_of,
 )
 
@@ -117,7 +118,9 @@ class Problem(NamedTuple):
             return f"x is {self.dtype}; it takes bfloat16"
         if not 1 <= self.rows <= MOST_ROWS:
             return f"{self.rows} rows of x; it takes 1 to {MOST_ROWS}"
-        if not 1 <= config.ways <= MOST_WARPGROUPS:
+        if reason := below(config, ways=1, stages=1, down=1, up=1):
+            return reason
+        if config.ways > MOST_WARPGROUPS:
             return f"{config.ways} warpgroups; it takes 1 to {MOST_WARPGROUPS}"
         return next(filter(None, (stage.refuse(config) for stage in self.stages(config))), "")
 

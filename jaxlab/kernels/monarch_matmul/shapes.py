@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.kernels.plan import PROCESSORS, SHARED_BYTES, steps_of
+from jaxlab.kernels.plan import PROCESSORS, SHARED_BYTES, below, steps_of
 
 # The rows of a tensor-core product, which are outputs in the first stage and rows of x in the
 # second; and the widest block that is held in shared memory whole.
@@ -165,6 +165,8 @@ def problem_of(
 
 def refuse(problem: Problem, config: Config) -> str:
     """Why the kernel does not take this, or nothing."""
+    if reason := below(config, ways=1, stages=1, outs=1, blocks=1, batch_tile=1, part=TILE):
+        return reason
     if not problem.rank:
         return "blocks of w1 do not feed every block of w2 equally: l does not divide q"
     for stage in (problem.first, problem.second):
@@ -180,8 +182,6 @@ def refuse(problem: Problem, config: Config) -> str:
         return f"batch_tile={config.batch_tile}; it takes 64 or 128"
     if config.part % TILE or not TILE <= config.part <= WIDEST:
         return f"part={config.part}; it takes multiples of {TILE} up to {WIDEST}"
-    if min(config.ways, config.stages, config.outs, config.blocks) < 1:
-        return "ways, stages, outs and blocks must be 1 or more"
     if config.ways > MOST_WARPGROUPS:
         return f"ways={config.ways}; it takes {MOST_WARPGROUPS} at most"
     needed = max(stage.shared_bytes(config) for stage in (problem.first, problem.second))

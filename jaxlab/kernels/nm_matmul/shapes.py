@@ -156,4 +156,4 @@ def refuse(problem: Problem, config: Config) -> str:
         return f"groups of {problem.scaled}; it takes multiples of {LANES * layout.span}"
     if isinstance(config, Cut) and config.in_place and not problem.plan.orders:
         return f"in_place=True; it takes a span of {PIECE // LANES}, not {layout.span}"
-    return _refuse_in_place(problem.plan, config) or problem.plan.refuse(config)
+    return problem.plan.refuse(config) or _refuse_in_place(problem.plan, config)
