@@ -66,6 +66,19 @@ def test_the_interpreted_kernel_is_as_exact_as_its_dtype(dtype, bound, sides, co
     assert off(kron_matvec(x, a, b, config=config, interpret=True), exact) <= bound
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="this jax cannot interpret it")
+# Zeros off the diagonal meet the infinity.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
+def test_infinities_of_a_tile_are_xlas_and_leave_other_tiles_alone():
+    x, a, b, _ = operands(4, 32, 32, 32)
+    x = x.at[0, 1, 2].set(jnp.inf)
+    y = kron_matvec(x, a, b, config=Config(1, 1, 1), interpret=True)
+    expected = kron_matvec(x, a, b)
+    np.testing.assert_array_equal(np.asarray(y[0]), np.asarray(expected[0]))
+    assert bool(jnp.all(jnp.isinf(y[0])))
+    assert off(y[2:], np.asarray(expected[2:])) <= 1e-6
+
+
 def test_three_pieces_are_a_float32():
     x = jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)
     pieces = jax.jit(functools.partial(apart, pieces=3))(x)
