@@ -212,7 +212,7 @@ class LowRank(Matrix):
         return dense.astype(u.dtype)
 
     def rmatmul(self, x: jax.Array) -> jax.Array:
-        """`(x @ u) @ v`, by a kernel where it was measured to win."""
+        """`(x @ u) @ v`, by a kernel where it was measured to win: there in reverse mode only."""
         u, v = self.u, self.v
         if isinstance(u, jax.Array) and isinstance(v, jax.Array) and wins(x, u, v):
             return low_rank_matmul(x, u, v)
