@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlab.kernels.dispatch import VERSION
+from jaxlab.kernels.dispatch import VERSION, require_hopper
 
 try:
     from jax.experimental import pallas as pl
@@ -22,10 +22,25 @@ except ImportError:  # an installation for other accelerators may lack it
     plgpu: Any = None
 
 
-def require() -> None:
-    """Raises NotImplementedError where jax was installed without Mosaic GPU."""
+def require(interpret: bool | None, *reasons: str) -> None:
+    """Raises NotImplementedError where a kernel has nothing to run on, or does not take this.
+
+    Args:
+      interpret: whether it is to run on a CPU.
+      *reasons: why it does not take this; empty where it does.
+    """
     if plgpu is None:
         raise NotImplementedError("mosaic_gpu: this jax has no Mosaic GPU")
+    require_hopper(interpret)
+    for reason in filter(None, reasons):
+        raise NotImplementedError(f"mosaic_gpu: {reason}")
+
+
+def not_bfloat16(name: str, array: jax.Array) -> str:
+    """Why a kernel does not take an array of another dtype, or nothing."""
+    if array.dtype == jnp.bfloat16:
+        return ""
+    return f"{name} is {array.dtype}; the kernel takes bfloat16"
 
 
 def interpreter() -> Any:

@@ -47,6 +47,14 @@ def test_a_kernel_without_weights_is_refused_by_name(cls, shape):
         cls.from_dense(jnp.ones(shape))
 
 
+@pytest.mark.parametrize(("quant", "share"), [("binary", 1 - 2 / np.pi), ("ternary", 0.19)])
+def test_what_they_leave_of_normal_weights(quant, share):
+    """The shares that the page says; that of signs is exact for infinitely many weights."""
+    w = kernel(4096, 16)
+    left = jnp.sum((w - Signs.from_dense(w, quant=quant).to_dense()) ** 2) / jnp.sum(w**2)
+    np.testing.assert_allclose(float(left), share, atol=5e-3)
+
+
 @pytest.mark.parametrize("to", [to_signs, to_ternary])
 def test_what_is_of_the_kind_comes_back(to):
     q, scale = to(kernel(64, 6, jnp.bfloat16, stack=(2,)))

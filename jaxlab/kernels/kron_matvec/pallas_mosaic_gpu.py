@@ -15,7 +15,6 @@ from jax import lax
 
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, pl, plgpu, transposed
-from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.kron_matvec.shapes import PIECES, Config, Problem, problem_of
 from jaxlab.kernels.plan import TILE
 
@@ -33,12 +32,9 @@ def mosaic_gpu(
     Raises:
       NotImplementedError: no GPU, or sizes or dtypes that the kernel does not take.
     """
-    _compat.require()
-    require_hopper(interpret)
     a, b = floating
     problem = problem_of(x, a, b)
-    if reason := problem.refuse(config):
-        raise NotImplementedError(f"mosaic_gpu: {reason}")
+    _compat.require(interpret, problem.refuse(config))
     outer, _ = PIECES[problem.dtype]
     diagonal = jnp.kron(jnp.eye(problem.samples, dtype=a.dtype), a)
     call = _build(problem, config, x.dtype, bool(interpret))

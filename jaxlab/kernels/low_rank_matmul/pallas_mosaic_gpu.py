@@ -19,7 +19,6 @@ from jax import lax
 
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, pl, plgpu, transposed
-from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.low_rank_matmul.shapes import Config, Stage, problem_of
 from jaxlab.kernels.plan import TILE
 
@@ -37,12 +36,9 @@ def mosaic_gpu(
     Raises:
       NotImplementedError: no GPU, or sizes or dtypes that the kernels do not take.
     """
-    _compat.require()
-    require_hopper(interpret)
     down, up = floating
     problem = problem_of(x, down, up)
-    if reason := problem.refuse(config):
-        raise NotImplementedError(f"mosaic_gpu: {reason}")
+    _compat.require(interpret, problem.refuse(config))
     first, second = problem.stages(config)
     padded = jnp.pad(x, ((0, first.padded_rows - first.rows), (0, 0)))
     # The first kernel names `up` and does not read it: what makes `up` must have ended before, as

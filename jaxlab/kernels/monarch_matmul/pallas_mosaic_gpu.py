@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlab.kernels import _compat
-from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.monarch_matmul.reference import by_rank
 from jaxlab.kernels.monarch_matmul.shapes import Config, problem_of, refuse
 from jaxlab.kernels.monarch_matmul.walk import Walk, walk
@@ -28,13 +27,8 @@ def mosaic_gpu(
     Raises:
       NotImplementedError: no GPU, or sizes or dtypes that the kernel does not take.
     """
-    _compat.require()
-    require_hopper(interpret)
     problem = problem_of(x.shape[0], w1, w2, blocked=blocked, transpose=transpose)
-    if x.dtype != jnp.bfloat16:
-        raise NotImplementedError(f"mosaic_gpu: x is {x.dtype}; the kernel takes bfloat16")
-    if reason := refuse(problem, config):
-        raise NotImplementedError(f"mosaic_gpu: {reason}")
+    _compat.require(interpret, _compat.not_bfloat16("x", x), refuse(problem, config))
     rows, blocks = x.shape[0], (problem.blocks, problem.width)
     if not problem.blocked_inputs:
         x = x.reshape(rows, *blocks[::-1]).swapaxes(1, 2).reshape(x.shape)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, pl, plgpu
-from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.nm_matmul.ordering import in_shared_memory
 from jaxlab.kernels.nm_matmul.reference import Floating, joined
 from jaxlab.kernels.nm_matmul.registers import piece_of
@@ -37,19 +36,11 @@ def mosaic_gpu(
     Raises:
       NotImplementedError: no GPU, or sizes or dtypes that the kernel does not take.
     """
-    _compat.require()
-    require_hopper(interpret)
     scale, weights = floating[1], joined(*packed, floating[0])
     values = weights.values
     problem = problem_of(x.shape[0], weights, 1 if scale is None else scale.shape[0])
-    if x.dtype != jnp.bfloat16:
-        raise NotImplementedError(f"mosaic_gpu: x is {x.dtype}; the kernel takes bfloat16")
-    if not isinstance(values, Planar) and values.dtype != jnp.bfloat16:
-        raise NotImplementedError(
-            f"mosaic_gpu: packed.values are {values.dtype}; the kernel takes bfloat16 and integers"
-        )
-    if reason := refuse(problem, config):
-        raise NotImplementedError(f"mosaic_gpu: {reason}")
+    exact = "" if isinstance(values, Planar) else _compat.not_bfloat16("packed.values", values)
+    _compat.require(interpret, _compat.not_bfloat16("x", x), exact, refuse(problem, config))
     # Interpreters know no addresses.
     in_place = isinstance(config, Cut) and config.in_place and not interpret
     ordered = x if in_place else dense_lanes(x, problem.layout)

@@ -10,7 +10,6 @@ from jax import lax
 
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, plgpu
-from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul.shapes import problem_of, refuse
@@ -31,14 +30,9 @@ def mosaic_gpu(
     Raises:
       NotImplementedError: no GPU, or sizes or dtypes that the kernel does not take.
     """
-    _compat.require()
-    require_hopper(interpret)
     scale, zero = floating
     problem = problem_of(x.shape[0], packed, scale.shape[0])
-    if x.dtype != jnp.bfloat16:
-        raise NotImplementedError(f"mosaic_gpu: x is {x.dtype}; the kernel takes bfloat16")
-    if reason := refuse(problem, config):
-        raise NotImplementedError(f"mosaic_gpu: {reason}")
+    _compat.require(interpret, _compat.not_bfloat16("x", x), refuse(problem, config))
     field = bfloat16_field_in_registers if config.fast and not interpret else bfloat16_field
 
     def unpack(blocks: Sequence[Any]) -> list[Piece]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxlab.kernels import _compat, plan
 from jaxlab.kernels._compat import load, plgpu
-from jaxlab.kernels.dispatch import require_hopper
 from jaxlab.kernels.packing import Planar, unpack
 from jaxlab.kernels.sign_matmul.persistent import persistent
 from jaxlab.kernels.sign_matmul.reference import as_int8, scaled
@@ -35,15 +34,10 @@ def mosaic_gpu(
     Raises:
       NotImplementedError: no GPU, or sizes or dtypes that the kernel does not take.
     """
-    _compat.require()
-    require_hopper(interpret)
     problem = problem_of(a, b, dtype)
-    if problem.dtype not in DTYPES:
-        raise NotImplementedError(
-            f"mosaic_gpu: dtype={problem.dtype}; the kernel gives {', '.join(DTYPES)}"
-        )
-    if reason := refuse(problem, config):
-        raise NotImplementedError(f"mosaic_gpu: {reason}")
+    given = problem.dtype in DTYPES
+    other = "" if given else f"dtype={problem.dtype}; the kernel gives {', '.join(DTYPES)}"
+    _compat.require(interpret, other, refuse(problem, config))
     if isinstance(config, plan.Config):
         return scaled(_few(problem, a, b, config, bool(interpret)), scale, dtype)
     return _many(problem, a, b, scale, dtype, config, bool(interpret))
