@@ -19,6 +19,8 @@ os.environ["XLA_FLAGS"] = (
 if version("jaxlib").startswith("0.10."):
     # The other emitters of these versions compile in two thirds of the time.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+# Threads of XLA's pool, of which a kernel that is interpreted takes one for every warpgroup.
+os.environ.setdefault("NPROC", "8")
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXLAB_TEST_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Many tests compile the same programs. The folder is this session's, which its workers share.

@@ -4,6 +4,8 @@ Each function here is one place where the versions differ, or where interpreting
 needs another way than compiling it.
 """
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,14 +45,29 @@ def not_bfloat16(name: str, array: jax.Array) -> str:
     return f"{name} is {array.dtype}; the kernel takes bfloat16"
 
 
-def interpreter() -> Any:
+def interpreter(warpgroups: int) -> Any:
     """What `interpret=` of a kernel wants, to run it on a CPU.
 
+    Args:
+      warpgroups: how many run at a time. Each that waits at a barrier holds a thread of XLA's pool,
+        which has one for every core: when all threads wait, nothing is left to end their waiting.
+
     Raises:
-      NotImplementedError: jax 0.10, whose interpreter refuses products from sliced tiles.
+      NotImplementedError: jax 0.10, whose interpreter refuses products from sliced tiles; a pool of
+        too few threads.
     """
     if VERSION < (0, 11):
         raise NotImplementedError(f"mosaic_gpu: jax {jax.__version__} cannot interpret this kernel")
+    # As XLA counts; Python 3.13 has `os.process_cpu_count` for it.
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    threads = int(os.environ.get("NPROC", len(allowed(0))))
+    pool = max(threads, jax.local_device_count("cpu"))
+    if pool <= warpgroups:
+        raise NotImplementedError(
+            f"mosaic_gpu: {warpgroups} warpgroups at a time are interpreted with"
+            f" {warpgroups + 1} threads, and XLA's pool has {pool}; set the environment variable"
+            f" NPROC={warpgroups + 1} before jax starts"
+        )
     return plgpu.InterpretGPUParams()
 
 
@@ -73,6 +90,7 @@ def kernel(
     and store: the body says where they `meet`.
     """
     semantics = plgpu.LoweringSemantics.Warpgroup
+    together = num_threads * math.prod((cluster or {}).values())
     return plgpu.kernel(
         body,
         out_type=out,
@@ -86,7 +104,7 @@ def kernel(
         cluster_names=tuple(cluster or {}),
         num_threads=num_threads,
         thread_name=thread_name,
-        interpret=interpreter() if interpret else None,
+        interpret=interpreter(together) if interpret else None,
     )
 
 

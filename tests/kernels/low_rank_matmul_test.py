@@ -48,6 +48,15 @@ def test_the_interpreted_kernels_equal_the_reference(rows, config):
     assert off(y, reference(x, (), (down, up))) <= 2**-8
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="this jax cannot interpret it")
+def test_more_warpgroups_than_threads_are_refused_and_would_wait_for_ever(monkeypatch):
+    x, down, up, _ = operands(4, 256, 128, 64, jnp.bfloat16)
+    monkeypatch.setenv("NPROC", "4")
+    # Two warpgroups in each of two blocks that add their sums, and what starts them.
+    with pytest.raises(NotImplementedError, match=r"4 warpgroups .* pool has 4; .* NPROC=5 "):
+        low_rank_matmul(x, down, up, config=Config(2, 2, 2, 1), interpret=True)
+
+
 @pytest.fixture
 def lower_for_cuda(on_an_h100, monkeypatch):
     monkeypatch.setattr(dispatch, "_found", {})
