@@ -155,7 +155,8 @@ def _candidates(problem: Any, best: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def few(own: Sequence[Any], best: Sequence[dict[str, Any]]) -> list[Any]:
-    """All that suits where nothing is known; otherwise the winners that suit, and the first.
+    """All that suits where nothing is known; otherwise the first winner that suits, the best guess
+    here, and what is left of the winners.
 
     Args:
       own: configurations that suit, best guess first.
@@ -164,7 +165,7 @@ def few(own: Sequence[Any], best: Sequence[dict[str, Any]]) -> list[Any]:
     if not best:
         return list(own)
     winners = [c for b in best for c in own if vars(c) == b]
-    return list(dict.fromkeys([*winners, *own]))[:FEW]
+    return list(dict.fromkeys([*winners[:1], *own[:1], *winners[1:], *own]))[:FEW]
 
 
 def dense(rows: int, n: int, k: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""The compiled kernels on pairs of factors: JAXLAB_TEST_PLATFORMS=cuda pytest -m gpu."""
+"""The compiled kernels on plain matrices, one or two: JAXLAB_TEST_PLATFORMS=cuda pytest -m gpu."""
 
+import functools
 import os
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab.kernels import gemv as vector
 from jaxlab.kernels import low_rank_matmul as low_rank
 from jaxlab.kernels.kron_matvec import Config, Problem, kron_matvec
 from jaxlab.kernels.low_rank_matmul.reference import reference
@@ -57,6 +59,23 @@ def test_kronecker_products_have_derivatives():
 def kron(name, x, a, b):
     config = Config(2, 2, 7) if name == "mosaic_gpu" else None
     return kron_matvec(x, a, b, implementation=name, config=config)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_matrix_and_a_vector(transposed, dtype):
+    # As many pieces of columns as no number of blocks has turns for.
+    m, n = 512, 256 * 1237
+    rng = np.random.default_rng(0)
+    a = jnp.asarray(rng.normal(size=(m, n)), jnp.bfloat16)
+    x = jnp.asarray(rng.normal(size=m if transposed else n), dtype)
+    # Where all numbers are positive, what sums of tensor cores cut off adds up, too.
+    for a, x in ((a, x), (jnp.abs(a), jnp.abs(x))):
+        wide = np.asarray(a, np.float64)
+        exact = (wide.T if transposed else wide) @ np.asarray(x, np.float64)
+        for config in vector.Problem(1, m, n, transposed, "bfloat16", str(x.dtype)).candidates():
+            how = {"transposed": transposed, "implementation": "mosaic_gpu", "config": config}
+            assert off(jax.jit(functools.partial(vector.gemv, **how))(a, x), exact) <= 2**-16
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlab.kernels import sign_matmul as signs
+from jaxlab.kernels.gemv import gemv
 from jaxlab.kernels.kron_matvec import kron_matvec
 from jaxlab.kernels.low_rank_matmul import low_rank_matmul
 from jaxlab.kernels.monarch_matmul import monarch_matmul
@@ -45,6 +46,10 @@ def few_groups():
     return jax.eval_shape(lambda w: pack_nm(w, w > 0, 2, 4), w)
 
 
+def vector(transposed, x, a):
+    return gemv(a, x, transposed=transposed, implementation="mosaic_gpu")
+
+
 def with_unpack(unpack, tile_n=128):
     return functools.partial(signed, config=signs.Config(tile_n, 4, unpack))
 
@@ -72,6 +77,16 @@ FLOATING = {
 }
 EVERY = {
     **FLOATING,
+    "gemv": (
+        functools.partial(vector, False),
+        lambda: [shaped(512, dtype=jnp.float32), shaped(128, 512)],
+        1,
+    ),
+    "gemv_transposed": (
+        functools.partial(vector, True),
+        lambda: [shaped(128, dtype=jnp.float32), shaped(128, 512)],
+        1,
+    ),
     "nm_in_place": (
         functools.partial(nm, config=Cut(ways=1, stages=1, in_place=True)),
         lambda: [shaped(8, 1024), few_groups()],

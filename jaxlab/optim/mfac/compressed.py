@@ -75,14 +75,10 @@ class SparseRows:
         """What the rows' would be if they were dense."""
         return (self.value.shape[0], *self.leaf_shape)
 
-    def written(self, row: "SparseRows", at: jax.Array) -> "SparseRows":
-        """The rows with one replaced by `row`, which is a single one."""
-
-        def write(rows, new):
-            return jax.lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), at, 0)
-
-        index, value = write(self.index, row.index), write(self.value, row.value)
-        return SparseRows(index, value, self.leaf_shape)
+    def written(self, row: "SparseRows", at: jax.Array, keep: Any = True) -> "SparseRows":
+        """The rows with one replaced by `row`, which is a single one, if `keep`."""
+        index = with_row(self.index, row.index[0], at, keep)
+        return SparseRows(index, with_row(self.value, row.value[0], at, keep), self.leaf_shape)
 
     def where(self, alive: jax.Array) -> "SparseRows":
         """The rows with zeros for the entries of the leaf that do not live."""
@@ -117,6 +113,17 @@ class SparseRows:
         """For JAX."""
         index, value = children
         return cls(index, value, leaf_shape)
+
+
+def with_row(rows: jax.Array, row: jax.Array, at: jax.Array, keep: Any) -> jax.Array:
+    """Rows, (m, ...), with one replaced if `keep`, in place where they are donated.
+
+    >>> with_row(jnp.zeros(2), jnp.ones(()), jnp.array(1), True).tolist()
+    [0.0, 1.0]
+    """
+    old = jax.lax.dynamic_slice_in_dim(rows, at, 1)
+    new = jnp.where(keep, row[None].astype(rows.dtype), old)
+    return jax.lax.dynamic_update_slice_in_dim(rows, new, at, 0)
 
 
 def compress(x: jax.Array, topk: TopK, dtype: Any) -> SparseRows:

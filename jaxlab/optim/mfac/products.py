@@ -1,11 +1,12 @@
 """The two products with a window of gradients: each reads the window once and copies nothing.
 
-Both are bound by memory. On GPUs there are two forms of each, exact to float32's rounding and
-without a reshape, so that a window split over devices stays where it is; `ON_GPU` says which one
-rows of a dtype get. Sums over the last axis alone, with a barrier behind them, reach 0.86 to 0.94
-of the bandwidth of a copy on an H100; one over all axes of a matrix 0.55. Devices that split a
-parameter's last axis exchange m numbers for each place of the other axes. On CPUs sums are not
-vectorised, and a dot is 15 to 150 times faster.
+Both are bound by memory. Where one device holds the window, the kernel of `jaxlab.kernels.gemv`
+takes those arrays for which it was measured to win. Otherwise there are two forms of each on GPUs,
+exact to float32's rounding and without a reshape, so that a window split over devices stays where
+it is; `ON_GPU` says which one rows of a dtype get. Sums over the last axis alone, with a barrier
+behind them, reach 0.86 to 0.94 of the bandwidth of a copy on an H100; one over all axes of a matrix
+0.55. Devices that split a parameter's last axis exchange m numbers for each place of the other
+axes. On CPUs sums are not vectorised, and a dot is 15 to 150 times faster.
 
 What was tried with rows of bfloat16 and is slower on an H200 at m = 512: sums of 2, 4 or 8 rows in
 one reduction, which reads the vector less often; matrix products with the bfloat16 parts of a
@@ -13,17 +14,35 @@ float32 vector, as three columns, as eight, or for each place of the other axes;
 4 or 8 strands of rows (benchmarks/results/mfac_formulations-NVIDIA-H200.json).
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxlab.core.matrix import accumulator
+from jaxlab.kernels.dispatch import on_one_device
+from jaxlab.kernels.gemv import gemv, wins
+from jaxlab.kernels.gemv.reference import parts
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# bfloat16 numbers that add up to a float32 one: 3 x 8 bits of 24.
-_PARTS = 3
+# Arrays with less than this share of all numbers are read in less time than it takes to begin.
+_FEW = 2**-12
+
+
+def joined(pairs: Sequence[tuple[jax.Array, jax.Array]]) -> list[tuple[jax.Array, jax.Array]]:
+    """Rows, (m, ...), and what they are multiplied with, (...), for the same sum of all products:
+    pairs of few numbers become one, where one device has all.
+    """
+    most = _FEW * sum(x.size for _, x in pairs)
+    few = [pair for pair in pairs if pair[1].size <= most]
+    # Several devices would send each other the numbers that they share.
+    if len(few) < 2 or len({x.dtype for _, x in few}) > 1 or not on_one_device():
+        return list(pairs)
+    rows = jnp.concatenate([rows.reshape((rows.shape[0], -1)) for rows, _ in few], axis=1)
+    x = jnp.concatenate([x.reshape(-1) for _, x in few])
+    return [*(pair for pair in pairs if pair[1].size > most), (rows, x)]
 
 
 def row_products(rows: jax.Array, x: jax.Array) -> jax.Array:
@@ -41,6 +60,9 @@ def row_products(rows: jax.Array, x: jax.Array) -> jax.Array:
     """
     if rows.size == 0 or x.ndim == 0:
         return _product(rows, x, tuple(range(1, rows.ndim)))
+    matrix = _matrix(rows)
+    if wins(matrix, jax.ShapeDtypeStruct(matrix.shape[1:], x.dtype)):
+        return gemv(rows.reshape(matrix.shape), x.reshape(-1))
     form = PRODUCTS[_forms(rows).products]
     return jax.lax.platform_dependent(rows, x, cpu=_dotted, default=form)
 
@@ -53,8 +75,16 @@ def row_combination(weights: jax.Array, rows: jax.Array) -> jax.Array:
     """
     if rows.size == 0 or rows.ndim == 1:
         return _scaled_sum(weights, rows)
+    matrix = _matrix(rows)
+    if wins(matrix, weights, transposed=True):
+        return gemv(rows.reshape(matrix.shape), weights, transposed=True).reshape(rows.shape[1:])
     form = COMBINATIONS[_forms(rows).combination]
     return jax.lax.platform_dependent(weights, rows, cpu=_combined, default=form)
+
+
+def _matrix(rows: jax.Array) -> jax.ShapeDtypeStruct:
+    shape = rows.shape[0], math.prod(rows.shape[1:])
+    return jax.ShapeDtypeStruct(shape, rows.dtype)
 
 
 def _product(rows: jax.Array, x: jax.Array, axes: Any) -> jax.Array:
@@ -93,7 +123,7 @@ def _scaled(weights: jax.Array, rows: jax.Array) -> jax.Array:
 
 def _combination_of_parts(weights: jax.Array, rows: jax.Array) -> jax.Array:
     """A matrix product: the weights are as many bfloat16 vectors as it takes to lose nothing."""
-    return jnp.sum(_dot(_parts(weights, rows.dtype), rows, ((1,), (0,))), axis=0)
+    return jnp.sum(_dot(parts(weights, rows.dtype), rows, ((1,), (0,))), axis=0)
 
 
 def _combined(weights: jax.Array, rows: jax.Array) -> jax.Array:
@@ -105,18 +135,6 @@ def _dot(a: jax.Array, b: jax.Array, axes: Any) -> jax.Array:
     return jax.lax.dot_general(
         a, b, (axes, ((), ())), precision=HIGHEST, preferred_element_type=accumulator(a.dtype)
     )
-
-
-def _parts(x: jax.Array, dtype: Any) -> jax.Array:
-    """(k, ...) numbers of the dtype that add up to x: one where x has no more digits than it."""
-    if dtype != jnp.bfloat16 or x.dtype == dtype:
-        return x.astype(dtype)[None]
-    x, found = x.astype(jnp.float32), []
-    for _ in range(_PARTS):
-        # XLA may take a conversion there and back for none at all, and this it may not.
-        found.append(jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
-        x = x - found[-1]
-    return jnp.stack(found).astype(dtype)
 
 
 PRODUCTS: Mapping[str, Callable[..., jax.Array]] = {

@@ -25,8 +25,8 @@ from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
 from jaxlab.core.varying import varied, varying
 from jaxlab.optim.mfac.checks import check_count, check_damp, check_floating, check_row_dtype
-from jaxlab.optim.mfac.compressed import SparseRows, dense_of
-from jaxlab.optim.mfac.products import row_combination, row_products
+from jaxlab.optim.mfac.compressed import SparseRows, dense_of, with_row
+from jaxlab.optim.mfac.products import joined, row_combination, row_products
 
 
 class FisherWindow(NamedTuple):
@@ -115,19 +115,23 @@ def window_push(
     if keep is None:
         keep = is_row(win, g, axis_name)
 
-    def write(rows, x):
-        if isinstance(rows, SparseRows):
-            return rows.written(x, win.head)
-        return jax.lax.dynamic_update_index_in_dim(rows, x.astype(rows.dtype), win.head, 0)
+    # In `shard_map`, rows that began as zeros are the same on all devices until written.
+    rows = jax.tree.map(lambda rows, x: varied(rows, varying(x)), win.rows, g)
 
-    # A branch, which nothing is fused into: otherwise XLA writes the row once for each reader, into
-    # copies of the window.
-    rows = jax.lax.cond(
-        keep,
-        lambda rows: jax.tree.map(write, rows, g, is_leaf=_is_sparse),
-        lambda rows: rows,
-        # In `shard_map`, rows that began as zeros are the same on all devices until written.
-        jax.tree.map(lambda rows, x: varied(rows, varying(x)), win.rows, g),
+    def written(rows, keep):
+        def write(rows, x):
+            if isinstance(rows, SparseRows):
+                return rows.written(x, win.head, keep)
+            return with_row(rows, x, win.head, keep)
+
+        return jax.tree.map(write, rows, g, is_leaf=_is_sparse)
+
+    # Fused with its readers, the row would be written once for each, into copies of the window. On
+    # CPUs only a branch keeps XLA from it; on GPUs the host would wait for what decides a branch.
+    rows = jax.lax.platform_dependent(
+        rows,
+        cpu=lambda rows: jax.lax.cond(keep, lambda: written(rows, True), lambda: rows),
+        default=lambda rows: jax.lax.optimization_barrier(written(rows, keep)),
     )
     products = window_products(win._replace(rows=rows), _as_stored(win, g), axis_name)
     gram = win.gram.at[win.head, :].set(products).at[:, win.head].set(products)
@@ -143,7 +147,8 @@ def window_push(
 def is_row(win: FisherWindow, g: Any, axis_name: Any = None) -> jax.Array:
     """Whether a gradient is finite, and its square too: one of 1e30 has no Gram matrix."""
     total = win.gram.dtype
-    squares = [jnp.sum(jnp.square(x.astype(total))) for x in jax.tree.leaves(_as_stored(win, g))]
+    rows = joined([(x[None], x) for x in jax.tree.leaves(_as_stored(win, g))])
+    squares = [jnp.sum(jnp.square(x.astype(total))) for _, x in rows]
     norm = functools.reduce(jnp.add, squares, jnp.zeros((), total))
     return jnp.isfinite(norm if axis_name is None else jax.lax.psum(norm, axis_name))
 
@@ -242,11 +247,11 @@ def solve(gram: jax.Array, shift: jax.Array, b: jax.Array) -> jax.Array:
 
 def window_products(win: FisherWindow, x: Any, axis_name: Any = None) -> jax.Array:
     """G x: the inner products of every row with x, (m,)."""
-
-    def product(rows, x):
-        return rows.products(x) if isinstance(rows, SparseRows) else row_products(rows, x)
-
-    parts = jax.tree.leaves(jax.tree.map(product, win.rows, x, is_leaf=_is_sparse))
+    leaves = jax.tree.leaves(win.rows, is_leaf=_is_sparse), jax.tree.leaves(x)
+    pairs = list(zip(*leaves, strict=True))
+    parts = [rows.products(x) for rows, x in pairs if isinstance(rows, SparseRows)]
+    dense = joined([pair for pair in pairs if not _is_sparse(pair[0])])
+    parts += [row_products(rows, x) for rows, x in dense]
     total = functools.reduce(jnp.add, parts, jnp.zeros_like(win.gram[0]))
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 

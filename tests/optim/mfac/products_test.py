@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlab.optim.mfac import products as module
+from jaxlab.optim.mfac import window_init, window_push
 from jaxlab.optim.mfac.products import (
     COMBINATIONS,
     PRODUCTS,
@@ -84,3 +85,41 @@ def test_a_gpu_runs_the_form_that_is_set_for_the_dtype(dtype, monkeypatch):
     assert text().count("dot_general") == 1
     monkeypatch.setitem(module.ON_GPU, dtype, module.Forms("sums_stored"))
     assert text().count("optimization_barrier") == 2
+
+
+def test_arrays_of_few_numbers_are_one_where_one_device_has_all(monkeypatch):
+    like = {"bias": (3,), "kernel": (64, 512), "norm": (), "offset": (2, 1)}
+    xs = {name: draw(i, shape, jnp.float32) for i, (name, shape) in enumerate(like.items())}
+    pairs = [(jnp.stack([x, 2 * x]), x) for x in xs.values()]
+    assert [x.shape for _, x in module.joined(pairs)] == list(like.values())  # there are two here
+    monkeypatch.setattr(module, "on_one_device", lambda: True)
+    rows, vectors = zip(*module.joined(pairs), strict=True)
+    assert [x.shape for x in vectors] == [(64, 512), (6,)]
+    assert [r.shape for r in rows] == [(2, 64, 512), (2, 6)]
+    together = sum(row_products(*pair) for pair in zip(rows, vectors, strict=True))
+    np.testing.assert_allclose(together, sum(row_products(*pair) for pair in pairs), rtol=1e-6)
+    # Those of two dtypes would be rounded together, or made wider.
+    mixed = [(rows, x.astype(jnp.bfloat16) if x.ndim == 1 else x) for rows, x in pairs]
+    assert len(module.joined(mixed)) == 4
+
+
+def test_a_window_is_the_same_with_arrays_joined_inside_shard_map():
+    grads = {"bias": draw(0, (6,), jnp.float32), "kernel": draw(1, (128, 512), jnp.float32)}
+    grads["scale"] = draw(2, (4,), jnp.float32)
+    win = window_init(3, grads)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    by_row, of_window = jax.P("data"), jax.P(None, "data")
+    specs = win._replace(
+        rows=jax.tree.map(lambda _: of_window, grads), gram=jax.P(), head=jax.P(), count=jax.P()
+    )
+    push = jax.shard_map(
+        lambda win, g: window_push(win, g, axis_name="data"),
+        mesh=mesh,
+        in_specs=(specs, by_row),
+        out_specs=specs,
+    )
+    text = str(jax.make_jaxpr(push)(win, grads))
+    assert "f32[3,5]" in text  # of a device: three of a bias' numbers, two of a scale's
+    sharded, whole = jax.jit(push)(win, grads), window_push(win, grads)
+    np.testing.assert_allclose(sharded.gram, whole.gram, rtol=1e-6)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, sharded.rows, whole.rows))

@@ -1,0 +1,6 @@
+"""`A @ x` and `A.T @ x` for a matrix of bfloat16 and a vector of float32, which loses nothing."""
+
+from jaxlab.kernels.gemv.api import gemv, wins
+from jaxlab.kernels.gemv.shapes import Config, Problem
+
+__all__ = ["Config", "Problem", "gemv", "wins"]
