@@ -70,12 +70,14 @@ def test_a_matrix_and_a_vector(transposed, dtype):
     a = jnp.asarray(rng.normal(size=(m, n)), jnp.bfloat16)
     x = jnp.asarray(rng.normal(size=m if transposed else n), dtype)
     # Where all numbers are positive, what sums of tensor cores cut off adds up, too.
-    for a, x in ((a, x), (jnp.abs(a), jnp.abs(x))):
-        wide = np.asarray(a, np.float64)
-        exact = (wide.T if transposed else wide) @ np.asarray(x, np.float64)
+    for matrix, column in ((a, x), (jnp.abs(a), jnp.abs(x))):
+        wide = np.asarray(matrix, np.float64)
+        exact = (wide.T if transposed else wide) @ np.asarray(column, np.float64)
         for config in vector.Problem(1, m, n, transposed, "bfloat16", str(x.dtype)).candidates():
             how = {"transposed": transposed, "implementation": "mosaic_gpu", "config": config}
-            assert off(jax.jit(functools.partial(vector.gemv, **how))(a, x), exact) <= 2**-16
+            assert (
+                off(jax.jit(functools.partial(vector.gemv, **how))(matrix, column), exact) <= 2**-16
+            )
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])
