@@ -17,7 +17,7 @@ from kernel_timing import alone
 # A bfloat16 result, with weights that XLA rounds to bfloat16 first.
 TOLERANCE = 1e-2
 # Of configurations: where nothing is known, and where winners are.
-MOST, FEW = 6, 2
+MOST, FEW = 6, 3
 # What else is tried of the fastest, where its configuration has such a field.
 CHANGES = ({"in_flight": 2},)
 
@@ -155,17 +155,17 @@ def _candidates(problem: Any, best: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def few(own: Sequence[Any], best: Sequence[dict[str, Any]]) -> list[Any]:
-    """All that suits where nothing is known; otherwise the first winner that suits, the best guess
-    here, and what is left of the winners.
+    """All that suits where no winner does; otherwise the first winner, two guesses for this place,
+    and what is left of the winners.
 
     Args:
       own: configurations that suit, best guess first.
       best: those that won elsewhere, as they are stored.
     """
-    if not best:
-        return list(own)
     winners = [c for b in best for c in own if vars(c) == b]
-    return list(dict.fromkeys([*winners[:1], *own[:1], *winners[1:], *own]))[:FEW]
+    if not winners:
+        return list(own)
+    return list(dict.fromkeys([*winners[:1], *own[:2], *winners[1:], *own]))[:FEW]
 
 
 def dense(rows: int, n: int, k: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ Place = tuple[int, int, int]
 
 ROWS = (16, 1, 8, 64, 32)
 BIG, SMALL = (8192, 8192), (4096, 4096)
-# Where every configuration is tried; elsewhere the best there.
+# Where every configuration is tried; elsewhere the best there and a guess or two.
 FIRST = (16, *BIG)
 # Places after the first that come before cells other than the first two of each op.
 _LATER = 8

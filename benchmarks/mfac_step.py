@@ -10,12 +10,14 @@ The copy is measured in the same run, over an array of a quarter of the window, 
 counted. The parameters are those of a small BERT, 11.1 million in 60 arrays.
 
 `--formulations` times every form that jaxlab/optim/mfac/products.py has of both products, over all
-parameters and over the largest alone, the system of m, and steps with the forms that are in use and
-with the fastest. What is stored already is not run again; the stored results also have forms that
-were slower and are no longer there.
+parameters and over the largest alone, the kernel of jaxlab.kernels.gemv over all, the system of m,
+and steps with the forms that are in use, with the fastest, and with the kernel. What is stored
+already is not run again; the stored results also have forms that were slower and are no longer
+there.
 """
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -28,8 +30,9 @@ import jax.numpy as jnp
 from absl import app, flags
 from records import load, store
 
+from jaxlab.kernels.dispatch import EVERYWHERE
 from jaxlab.optim.mfac import precondition_row, products, window_init, window_push
-from jaxlab.optim.mfac.window import solve, window_combination, window_products
+from jaxlab.optim.mfac.window import inverse_column, window_combination, window_products
 
 _SIZE = flags.DEFINE_enum("size", "bert_mini", ["bert_mini", "small"], "Of the model.")
 _WINDOWS = flags.DEFINE_list(
@@ -146,7 +149,10 @@ def formulations(m: int, dtype: str, found: dict[str, Any], keep: Callable[[], A
     through = lambda win, g: window_products(win, jax.tree.map(lambda x: x.astype(dtype), g))  # noqa: E731
     back = lambda win, a: window_combination(a, win.rows)  # noqa: E731
     one = lambda tree: {largest: tree[largest]}  # noqa: E731
-    cases = {}
+    cases: dict[str, Any] = {
+        "products gemv": (None, through, win, like),
+        "combination gemv": (None, back, win, weights),
+    }
     for name in products.PRODUCTS:
         forms = products.Forms(products=name)
         cases[f"products {name}"] = (forms, through, win, like)
@@ -157,7 +163,8 @@ def formulations(m: int, dtype: str, found: dict[str, Any], keep: Callable[[], A
         cases[f"combination {name}"] = (forms, back, win, weights)
         alone = lambda win, a: back(win._replace(rows=one(win.rows)), a)  # noqa: E731
         cases[f"combination {name}, largest"] = (forms, alone, win, weights)
-    system = lambda win, a: solve(win.gram, m * jnp.float32(_DAMP.value), a)  # noqa: E731
+    shift = m * jnp.float32(_DAMP.value)
+    system = lambda win, a: a * inverse_column(win.gram, shift, win.head)  # noqa: E731
     cases["system"] = (products.Forms(), system, win, weights)
     cases = {name: case for name, case in cases.items() if isinstance(found.get(name, ""), str)}
     made = compiled(cases, dtype)
@@ -174,7 +181,10 @@ def formulations(m: int, dtype: str, found: dict[str, Any], keep: Callable[[], A
         _fastest(found, "products", products.PRODUCTS, used.products),
         _fastest(found, "combination", products.COMBINATIONS, used.combination),
     )
-    steps = {f"step {'/'.join(forms)}": (forms, step, win, like) for forms in (used, best)}
+    steps: dict[str, Any] = {
+        f"step {'/'.join(forms)}": (forms, step, win, like) for forms in (used, best)
+    }
+    steps["step gemv"] = (None, step, win, like)
     steps = {name: case for name, case in steps.items() if isinstance(found.get(name, ""), str)}
     for name, program in compiled(steps, dtype, donate_argnums=0).items():
         if not isinstance(program, str):
@@ -191,19 +201,28 @@ def formulations(m: int, dtype: str, found: dict[str, Any], keep: Callable[[], A
 
 
 def compiled(cases: dict[str, Any], dtype: str, **how: Any) -> dict[str, Any]:
-    """The program of each case, or why there is none: a compiler may refuse a form."""
+    """The program of each case, or why there is none: a compiler may refuse a form.
+
+    The forms of a case are those of products by XLA; None takes the kernel wherever it fits.
+    """
 
     def one(lowered: Any) -> Any:
         try:
-            return lowered.compile()
+            return lowered if isinstance(lowered, str) else lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             return str(error).splitlines()[0][:200]
 
     lowered = {}
     for name, (forms, function, *shapes) in cases.items():
-        with mock.patch.dict(products.ON_GPU, {dtype: forms}):
+        used = {} if forms is None else {dtype: forms}
+        kernels = {EVERYWHERE: "mosaic_gpu" if forms is None else "xla"}
+        with mock.patch.dict(products.ON_GPU, used), mock.patch.dict(os.environ, kernels):
             # A function of its own: what was traced for another form is not this one's.
-            lowered[name] = jax.jit(lambda *args, f=function: f(*args), **how).lower(*shapes)
+            program = jax.jit(lambda *args, f=function: f(*args), **how)
+            try:
+                lowered[name] = program.lower(*shapes)
+            except NotImplementedError as error:
+                lowered[name] = str(error)
     # XLA tries its kernels on arrays of the largest parameter's rows: more at once do not fit.
     with ThreadPoolExecutor(3) as pool:
         return dict(zip(lowered, pool.map(one, lowered.values()), strict=True))

@@ -60,7 +60,8 @@ def interpreter(warpgroups: int) -> Any:
         raise NotImplementedError(f"mosaic_gpu: jax {jax.__version__} cannot interpret this kernel")
     # As XLA counts; Python 3.13 has `os.process_cpu_count` for it.
     allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    threads = int(os.environ.get("NPROC", len(allowed(0))))
+    named = (os.environ.get(name, "") for name in ("PJRT_NPROC", "NPROC"))
+    threads = next((int(number) for number in named if number.isdecimal()), len(allowed(0)))
     pool = max(threads, jax.local_device_count("cpu"))
     if pool <= warpgroups:
         raise NotImplementedError(

@@ -165,18 +165,15 @@ class Plan:
     def _guesses(self) -> Iterator[Config | None]:
         blocks = self.n // TILE
         plain = self._deepest(Config())
-        split = self._split(4 if 4 * blocks <= PROCESSORS else 2)
         in_parts = self._first(
             Config(ways, parts=parts) for ways in (4, 2, 1) for parts in (2, 4, 8, 16)
         )
-        if 2 * blocks <= PROCESSORS:
-            yield split  # most of the machine would have nothing to do
-        if blocks > PROCESSORS and -(-blocks // PROCESSORS) * PROCESSORS > 1.25 * blocks:
-            # Nor would it after a first turn: all at once, two to a processor.
-            yield self._first((Config(ways) for ways in (4, 2)), SHARED_BYTES // 2)
         yield plain
         if blocks < PROCESSORS:
-            yield split
+            yield self._split(4 if 4 * blocks <= PROCESSORS else 2)
+        elif -(-blocks // PROCESSORS) * PROCESSORS > 1.25 * blocks:
+            # Much of the machine would have nothing to do after a first turn: all at once.
+            yield self._first((Config(ways) for ways in (4, 2)), SHARED_BYTES // 2)
         yield self._deepest(Config(ways=2))
         if plain is None or self._one_at_a_time(plain):
             yield in_parts  # so that as many warpgroups fit

@@ -125,7 +125,10 @@ def test_winners_go_first_and_unknown_ones_are_left_out(module):
     few = module("kernel_rows").few
     own = [Factor(float(i)) for i in range(5)]
     assert few(own, []) == own
-    assert few(own, [{"factor": 4.0}, {"factor": 9.0}]) == [own[4], own[0]]
+    assert few(own, [{"factor": 4.0}, {"factor": 9.0}]) == [own[4], own[0], own[1]]
+    # The second winner is tried where the first is a guess of this place.
+    assert few(own, [{"factor": 1.0}, {"factor": 3.0}]) == [own[1], own[0], own[3]]
+    assert few(own, [{"factor": 9.0}]) == own
 
 
 def test_a_family_is_taken_in_the_widest_range_that_it_won(module):

@@ -34,6 +34,13 @@ def test_the_parts_of_a_float32_number_are_all_of_it():
     assert parts(x.astype(jnp.bfloat16), jnp.bfloat16).shape == (1, 1000)
 
 
+def test_an_infinity_is_one_and_the_largest_numbers_count_as_one():
+    x = jnp.array([jnp.inf, -jnp.inf, 3.4e38, 3.38e38, jnp.nan], jnp.float32)
+    total = jnp.sum(parts(x, jnp.bfloat16).astype(jnp.float32), axis=0)
+    expected = np.array([np.inf, -np.inf, np.inf, 3.38e38, np.nan], np.float32)
+    np.testing.assert_array_equal(total, expected)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_xla_is_right_at_any_size(transposed, dtype):
@@ -94,18 +101,27 @@ def test_a_window_takes_the_kernel_where_it_was_measured_to_win(lower_for_cuda, 
         win = window_push(win, g)
         return precondition_row(win, 0, 1e-3)
 
-    def kernels(dtype, implementation):
+    def lowered(dtype, implementation, **more):
         entry = {"implementation": implementation, "config": vars(Config())}
         entries = dict.fromkeys(keys, entry)
-        table = {"jax": jax.__version__, "layout": 1, "entries": entries}
+        table = {"jax": jax.__version__, "layout": 1, "entries": entries, **more}
         monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
-        like = {"large": jnp.zeros((64, 64)), "small": jnp.zeros(64)}
+        like = {"large": jnp.zeros((64, 64)), "small": jnp.zeros(63)}
         win = jax.eval_shape(lambda: window_init(128, like, dtype))
-        return lower_for_cuda(step, win, like).count("mosaic_gpu_v2")
+        return lower_for_cuda(step, win, like)
 
-    assert kernels(jnp.bfloat16, "mosaic_gpu") == 2
-    assert kernels(jnp.bfloat16, "xla") == 0
-    assert kernels(jnp.float32, "mosaic_gpu") == 0
+    assert lowered(jnp.bfloat16, "mosaic_gpu").count("mosaic_gpu_v2") == 2
+    assert lowered(jnp.bfloat16, "xla").count("mosaic_gpu_v2") == 0
+    assert lowered(jnp.float32, "mosaic_gpu").count("mosaic_gpu_v2") == 0
+    # Between sizes where it won there are some that it does not take: those stay as they were.
+    won = {"implementation": "mosaic_gpu", "rows": [1, 1], "n": [128, 128], "k": [1, 10**6]}
+    within = lowered(jnp.bfloat16, "mosaic_gpu", won={"A/bfloat16/m128": won})
+    assert within.count("mosaic_gpu_v2") == 2
+    assert within.count("dot_general") == lowered(jnp.bfloat16, "xla").count("dot_general") - 1
+    for name in ("mosaic_gpu", "xla"):
+        monkeypatch.setenv(dispatch.EVERYWHERE, name)
+        kernels = lowered(jnp.bfloat16, "xla").count("mosaic_gpu_v2")
+        assert kernels == (2 if name == "mosaic_gpu" else 0)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -146,6 +162,8 @@ def test_what_it_does_not_take():
         ValueError, match=r"\(256,\) does not meet a of \(128, 256\), transposed=True"
     ):
         gemv(a, x, transposed=True)
+    with pytest.raises(ValueError, match=r"a of shape \(256,\) must have two axes"):
+        gemv(a[0], x)
     with pytest.raises(NotImplementedError, match="needs a GPU"):
         gemv(a, x, implementation="mosaic_gpu")
     problem = Problem(1, 128, 256, False, "bfloat16", "float32")

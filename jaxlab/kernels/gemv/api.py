@@ -22,15 +22,15 @@ def gemv(
     config: Config | None = None,
     interpret: bool | None = None,
 ) -> jax.Array:
-    """`A @ x`, or `A.T @ x`, with float32's digits of x and of the sums.
+    """`A @ x`, or `A.T @ x`, of all digits of x.
 
     The name is that of BLAS. The matrix is read once, as it is stored: a float32 vector is three of
-    bfloat16, and products of bfloat16 numbers are exact. It has derivatives in both. On several
-    devices call it inside `jax.shard_map`.
+    bfloat16, whose products with others are exact, and sums are float32's. It has derivatives in
+    both, but for `jax.linear_transpose`. On several devices call it inside `jax.shard_map`.
 
     Args:
       a: bfloat16, (m, n).
-      x: bfloat16 or float32, (n,), or (m,) if `transposed`.
+      x: bfloat16 or float32, (n,), or (m,) if `transposed`. Above 3.38e38 it counts as infinite.
       transposed: whether rows are summed, and not columns.
       implementation: None takes the kernel where it was measured to win and XLA elsewhere; "xla"
         or "mosaic_gpu" takes that one or raises; of a sequence, the first that can.
@@ -38,7 +38,8 @@ def gemv(
       interpret: runs the kernel on a CPU; without a name, "mosaic_gpu".
 
     Returns:
-      float32, (m,), or (n,) if `transposed`.
+      float32, (m,), or (n,) if `transposed`. NaN where a number of `a` that takes part is not
+      finite.
 
     Raises:
       TypeError: another dtype.
@@ -52,10 +53,13 @@ def gemv(
         raise TypeError(f"gemv: a must be bfloat16, not {a.dtype}")
     if x.dtype not in (jnp.bfloat16, jnp.float32):
         raise TypeError(f"gemv: x must be bfloat16 or float32, not {x.dtype}")
-    inputs = a.shape[0 if transposed else -1] if a.ndim == 2 else None
+    if a.ndim != 2:
+        raise ValueError(f"gemv: a of shape {a.shape} must have two axes")
+    inputs = a.shape[0 if transposed else 1]
     if x.shape != (inputs,):
         raise ValueError(
-            f"gemv: x of shape {x.shape} does not meet a of {a.shape}, transposed={transposed}"
+            f"gemv: x of shape {x.shape} does not meet a of {a.shape}, transposed={transposed}; "
+            f"nearest: ({inputs},)"
         )
     named = dispatch.asked("gemv", implementation, interpret)
     if not a.size:
@@ -72,8 +76,11 @@ def wins(a: Any, x: Any, *, transposed: bool = False) -> bool:
     """
     if a.dtype != jnp.bfloat16 or x.dtype not in (jnp.bfloat16, jnp.float32) or a.ndim != 2:
         return False
-    rows = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
-    return dispatch.takes("gemv", problem_of(rows, a, transposed))
+    if x.shape != (a.shape[0 if transposed else 1],):
+        return False
+    problem = problem_of(jax.ShapeDtypeStruct((1, *x.shape), x.dtype), a, transposed)
+    # A size between those where it won may be none that it takes.
+    return bool(problem.candidates(1)) and dispatch.takes("gemv", problem)
 
 
 def _differentiable(matvec: Callable[..., jax.Array], transposed: bool) -> Callable[..., jax.Array]:

@@ -41,6 +41,8 @@ def parts(x: jax.Array, dtype: Any) -> jax.Array:
     x, found = x.astype(jnp.float32), []
     for _ in range(PARTS):
         # XLA may take a conversion there and back for none at all, and this it may not.
-        found.append(lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
-        x = x - found[-1]
+        top = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        found.append(top)
+        # An infinity less itself would be no number.
+        x = jnp.where(jnp.isfinite(top), x - top, jnp.zeros_like(x))
     return jnp.stack(found).astype(dtype)

@@ -1,4 +1,4 @@
-"""The two products with a window of gradients: each reads the window once and copies nothing.
+"""The two products with a window of gradients: each reads the window once and copies nothing large.
 
 Both are bound by memory. Where one device holds the window, the kernel of `jaxlab.kernels.gemv`
 takes those arrays for which it was measured to win. Otherwise there are two forms of each on GPUs,
@@ -27,22 +27,30 @@ from jaxlab.kernels.gemv import gemv, wins
 from jaxlab.kernels.gemv.reference import parts
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# Arrays with less than this share of all numbers are read in less time than it takes to begin.
+# An array with no more than this share of all numbers is read in less time than it takes to begin.
 _FEW = 2**-12
+# Of all numbers, at most so many are copied so that those arrays are read at once.
+_COPIED = 2**-6
 
 
-def joined(pairs: Sequence[tuple[jax.Array, jax.Array]]) -> list[tuple[jax.Array, jax.Array]]:
-    """Rows, (m, ...), and what they are multiplied with, (...), for the same sum of all products:
-    pairs of few numbers become one, where one device has all.
+def joined(
+    pairs: Sequence[tuple[jax.Array, jax.Array]], axis: int = 1
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Arrays whose axes from `axis` on are those of what they are multiplied with, beside it: pairs
+    of few numbers become one, with the same sum of products, where one device has all.
     """
-    most = _FEW * sum(x.size for _, x in pairs)
-    few = [pair for pair in pairs if pair[1].size <= most]
+    total = sum(x.size for _, x in pairs)
+    few = [pair for pair in pairs if pair[1].size <= _FEW * total]
+    copied = sum(x.size for _, x in few)
     # Several devices would send each other the numbers that they share.
-    if len(few) < 2 or len({x.dtype for _, x in few}) > 1 or not on_one_device():
+    if len(few) < 2 or copied > _COPIED * total or not on_one_device():
         return list(pairs)
-    rows = jnp.concatenate([rows.reshape((rows.shape[0], -1)) for rows, _ in few], axis=1)
+    if len({x.dtype for _, x in few}) > 1:  # they would be rounded together, or made wider
+        return list(pairs)
+    rest = [pair for pair in pairs if pair[1].size > _FEW * total]
+    wide = [wide.reshape((*wide.shape[:axis], -1)) for wide, _ in few]
     x = jnp.concatenate([x.reshape(-1) for _, x in few])
-    return [*(pair for pair in pairs if pair[1].size > most), (rows, x)]
+    return [*rest, (jnp.concatenate(wide, axis=axis), x)]
 
 
 def row_products(rows: jax.Array, x: jax.Array) -> jax.Array:

@@ -116,7 +116,7 @@ def window_push(
         keep = is_row(win, g, axis_name)
 
     # In `shard_map`, rows that began as zeros are the same on all devices until written.
-    rows = jax.tree.map(lambda rows, x: varied(rows, varying(x)), win.rows, g)
+    rows = jax.tree.map(lambda rows, x: varied(rows, varying(x, keep, win.head)), win.rows, g)
 
     def written(rows, keep):
         def write(rows, x):
@@ -147,8 +147,9 @@ def window_push(
 def is_row(win: FisherWindow, g: Any, axis_name: Any = None) -> jax.Array:
     """Whether a gradient is finite, and its square too: one of 1e30 has no Gram matrix."""
     total = win.gram.dtype
-    rows = joined([(x[None], x) for x in jax.tree.leaves(_as_stored(win, g))])
-    squares = [jnp.sum(jnp.square(x.astype(total))) for _, x in rows]
+    xs = jax.tree.leaves(_as_stored(win, g))
+    pairs = joined(list(zip(xs, xs, strict=True)), axis=0)
+    squares = [jnp.sum(jnp.square(x.astype(total))) for x, _ in pairs]
     norm = functools.reduce(jnp.add, squares, jnp.zeros((), total))
     return jnp.isfinite(norm if axis_name is None else jax.lax.psum(norm, axis_name))
 
@@ -182,8 +183,7 @@ def precondition_row(
     size, m = divisor(win, normaliser), win.gram.shape[0]
     if not isinstance(j, Tracer) and not 0 <= j < m:
         raise ValueError(f"precondition_row: j={j} must be in [0, {m}), one of the window's rows")
-    place = jax.nn.one_hot(j, m, dtype=win.gram.dtype)
-    weights = size * solve(win.gram, size * as_damping(damp, win), place)
+    weights = size * inverse_column(win.gram, size * as_damping(damp, win), j)
     return window_combination(weights, win.rows)
 
 
@@ -226,7 +226,24 @@ def ihvp(
 
 
 def solve(gram: jax.Array, shift: jax.Array, b: jax.Array) -> jax.Array:
-    """(shift I + gram)^-1 b by Cholesky's factors.
+    """(shift I + gram)^-1 b by Cholesky's factors."""
+    return jax.scipy.linalg.cho_solve((_factor(gram, shift), True), b.astype(gram.dtype))
+
+
+def inverse_column(gram: jax.Array, shift: jax.Array, j: jax.Array | int) -> jax.Array:
+    """Column j of (shift I + gram)^-1, by one triangular system where `solve` has two.
+
+    >>> inverse_column(jnp.diag(jnp.array([1.0, 3.0, 7.0])), jnp.array(1.0), 1).tolist()
+    [0.0, 0.25, 0.0]
+    """
+    # With row j as the last, L y = e_j has y = e_j / L_jj.
+    factor = _factor(jnp.roll(gram, -(j + 1), (0, 1)), shift)
+    y = jnp.zeros_like(gram[0]).at[-1].set(1 / factor[-1, -1])
+    return jnp.roll(jax.scipy.linalg.solve_triangular(factor, y, trans=1, lower=True), j + 1)
+
+
+def _factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
+    """Cholesky's factor of shift I + gram.
 
     In float32 the factorisation fails for nearly parallel gradients if the shift is some 1e7 times
     smaller than their squares. Then the diagonal is raised by the root of the rounding error, which
@@ -241,8 +258,7 @@ def solve(gram: jax.Array, shift: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.linalg.cholesky(matrix + share * jnp.diag(jnp.diag(matrix)))
 
     is_good = jnp.all(jnp.isfinite(jnp.diag(factor)))
-    factor = jax.lax.cond(is_good, lambda: factor, raised)
-    return jax.scipy.linalg.cho_solve((factor, True), b.astype(gram.dtype))
+    return jax.lax.cond(is_good, lambda: factor, raised)
 
 
 def window_products(win: FisherWindow, x: Any, axis_name: Any = None) -> jax.Array:

@@ -98,7 +98,9 @@ def test_arrays_of_few_numbers_are_one_where_one_device_has_all(monkeypatch):
     assert [r.shape for r in rows] == [(2, 64, 512), (2, 6)]
     together = sum(row_products(*pair) for pair in zip(rows, vectors, strict=True))
     np.testing.assert_allclose(together, sum(row_products(*pair) for pair in pairs), rtol=1e-6)
-    # Those of two dtypes would be rounded together, or made wider.
+    # Of many that are few each, too many numbers would be copied.
+    assert len(module.joined(pairs[1:2] + 99 * pairs[:1])) == 2
+    assert len(module.joined(pairs[1:2] + 999 * pairs[:1])) == 1000
     mixed = [(rows, x.astype(jnp.bfloat16) if x.ndim == 1 else x) for rows, x in pairs]
     assert len(module.joined(mixed)) == 4
 
@@ -123,3 +125,34 @@ def test_a_window_is_the_same_with_arrays_joined_inside_shard_map():
     sharded, whole = jax.jit(push)(win, grads), window_push(win, grads)
     np.testing.assert_allclose(sharded.gram, whole.gram, rtol=1e-6)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, sharded.rows, whole.rows))
+
+
+@pytest.mark.parametrize("branch", ["cpu", "default"])
+def test_a_gradient_is_written_alike_by_choice_and_by_branch(branch, monkeypatch):
+    def named(*args, **branches):
+        return branches[branch if branch in branches else "default"](*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", named)
+    grads = {"a": draw(0, (4, 3), jnp.float32), "b": draw(1, (5,), jnp.float32)}
+    win = window_push(window_push(window_init(2, grads), grads), jax.tree.map(jnp.sin, grads))
+    np.testing.assert_array_equal(win.rows["a"], jnp.stack([grads["a"], jnp.sin(grads["a"])]))
+    assert (int(win.head), int(win.count)) == (0, 2)
+    skipped = window_push(win, {**grads, "b": grads["b"].at[2].set(jnp.inf)})
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, skipped, win))
+
+
+def test_what_decides_may_vary_over_axes_that_a_gradient_does_not():
+    grads = {"a": draw(0, (4,), jnp.float32), "b": draw(1, (3,), jnp.float32)}
+    win = window_init(2, grads)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def pushed(win, g, keep):
+        found = window_push(win, g, keep=keep[0])
+        return jax.tree.map(lambda rows: rows[None], found.rows)
+
+    rows = jax.shard_map(
+        pushed, mesh=mesh, in_specs=(jax.P(), jax.P(), jax.P("data")), out_specs=jax.P("data")
+    )(win, grads, jnp.array([True, False]))
+    for name, g in grads.items():
+        np.testing.assert_array_equal(rows[name][0, 0], g)
+        assert not jnp.any(rows[name][1])
