@@ -1,10 +1,11 @@
-"""What products with weights share: the choice of a kernel, rules of derivative and of batching."""
+"""What products with weights share: the choice of a kernel, derivatives, batches, checks."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
@@ -115,3 +116,29 @@ def folding(
         return jax.vmap(xla, in_axes=axes)(x, first, second), True
 
     return folded
+
+
+def check_scales(
+    op: str, shape: tuple[int, ...], scale: jax.Array, zero: jax.Array | None = None
+) -> None:
+    """What a product with (n, k) integers asks of their scales and zero points.
+
+    Raises:
+      TypeError: scales that are not floating.
+      ValueError: they are not (groups, n), k is no multiple of the groups, or zeros of other shape.
+    """
+    n, k = shape
+    if not jnp.issubdtype(scale.dtype, jnp.floating):
+        raise TypeError(f"{op}: scale must be floating, not {scale.dtype}")
+    if scale.ndim != 2 or scale.shape[1] != n:
+        raise ValueError(f"{op}: scale of shape {scale.shape} must be (groups, {n})")
+    groups = scale.shape[0]
+    if groups < 1 or k % groups:
+        nearest = min((d for d in range(1, k + 1) if k % d == 0), key=lambda d: abs(d - groups))
+        raise ValueError(
+            f"{op}: scale has {groups} groups, which k={k} is no multiple of; nearest: {nearest}"
+        )
+    if zero is not None and (
+        zero.shape != scale.shape or not jnp.issubdtype(zero.dtype, jnp.floating)
+    ):
+        raise ValueError(f"{op}: zero must be floating{scale.shape}, not {zero.dtype}{zero.shape}")

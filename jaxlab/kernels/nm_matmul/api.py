@@ -11,7 +11,7 @@ from jaxlab.kernels.nm_matmul.shapes import Problem, problem_of
 from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.packing_nm import PackedNM
 from jaxlab.kernels.plan import Config
-from jaxlab.kernels.rules import product
+from jaxlab.kernels.rules import check_scales, product
 
 KINDS = ("int8", "int4", "uint4")
 
@@ -85,18 +85,9 @@ def _check(x: jax.Array, packed: PackedNM, scale: jax.Array | None) -> None:
         raise ValueError(
             f"nm_matmul: packed.values are of kind {values.kind!r}; valid: {', '.join(KINDS)}"
         )
-    if scale is None or scale.ndim != 2 or scale.shape[1] != packed.shape[0]:
-        given = None if scale is None else scale.shape
-        raise ValueError(f"nm_matmul: scale must be (groups, {packed.shape[0]}), not {given}")
-    if not jnp.issubdtype(scale.dtype, jnp.floating):
-        raise TypeError(f"nm_matmul: scale must be floating, not {scale.dtype}")
-    groups = scale.shape[0]
-    if groups < 1 or k % groups:
-        nearest = min((d for d in range(1, k + 1) if k % d == 0), key=lambda d: abs(d - groups))
-        raise ValueError(
-            f"nm_matmul: scale has {groups} groups, which k={k} is no multiple of; nearest: "
-            f"{nearest}"
-        )
+    if scale is None:
+        raise ValueError(f"nm_matmul: scale must be (groups, {packed.shape[0]}), not None")
+    check_scales("nm_matmul", packed.shape, scale)
 
 
 def _problem(x: jax.Array, packed: tuple[PackedNM, Planar | None], floating: Floating) -> Problem:

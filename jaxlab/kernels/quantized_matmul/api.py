@@ -8,7 +8,7 @@ from jaxlab.kernels.packing import Planar
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul.reference import xla
 from jaxlab.kernels.quantized_matmul.shapes import Problem, problem_of
-from jaxlab.kernels.rules import product
+from jaxlab.kernels.rules import check_scales, product
 
 KINDS = ("int8", "int4", "uint4")
 
@@ -54,7 +54,7 @@ def quantized_matmul(
     [[8.0, 8.0]]
     """
     check("quantized_matmul", x, packed, KINDS)
-    check_scales("quantized_matmul", packed, scale, zero)
+    check_scales("quantized_matmul", packed.shape, scale, zero)
     return planar_matmul(
         "quantized_matmul", x, packed, scale, zero, implementation, config, interpret
     )
@@ -74,25 +74,6 @@ def check(op: str, x: jax.Array, packed: Planar, kinds: tuple[str, ...]) -> None
     packed.check(op)
     if x.ndim < 1 or x.shape[-1] != packed.length:
         raise ValueError(f"{op}: x of shape {x.shape} does not end in k={packed.length}")
-
-
-def check_scales(op: str, packed: Planar, scale: jax.Array, zero: jax.Array | None) -> None:
-    """What a product asks of its scales."""
-    n, k = packed.shape
-    if not jnp.issubdtype(scale.dtype, jnp.floating):
-        raise TypeError(f"{op}: scale must be floating, not {scale.dtype}")
-    if scale.ndim != 2 or scale.shape[1] != n:
-        raise ValueError(f"{op}: scale of shape {scale.shape} must be (groups, {n})")
-    groups = scale.shape[0]
-    if groups < 1 or k % groups:
-        nearest = min((d for d in range(1, k + 1) if k % d == 0), key=lambda d: abs(d - groups))
-        raise ValueError(
-            f"{op}: scale has {groups} groups, which k={k} is no multiple of; nearest: {nearest}"
-        )
-    if zero is not None and (
-        zero.shape != scale.shape or not jnp.issubdtype(zero.dtype, jnp.floating)
-    ):
-        raise ValueError(f"{op}: zero must be floating{scale.shape}, not {zero.dtype}{zero.shape}")
 
 
 def planar_matmul(
