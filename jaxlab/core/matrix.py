@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlab.core import registry
 from jaxlab.core.convolution import Convolution
+from jaxlab.core.dense import check_dense as check_dense  # beside what a method's file imports
 
 
 class Cost(NamedTuple):
@@ -320,28 +321,18 @@ def accumulator(dtype: Any) -> Any:
 
 
 def to_dense(w: Array) -> jax.Array:
-    """The dense array of a matrix; an array is returned as it is."""
+    """The dense array of a matrix; an array is returned as it is, and a tree is refused."""
+    if not isinstance(w, Matrix) and not hasattr(w, "dtype"):
+        raise TypeError(
+            f"to_dense: w is a {type(w).__name__}, not an array or a matrix; nearest, for a tree: "
+            "jax.tree.map(jaxlab.to_dense, w, is_leaf=lambda x: isinstance(x, jaxlab.Matrix))"
+        )
     return w.to_dense() if isinstance(w, Matrix) else w
 
 
 def cite(w: Matrix) -> str:
     """BibTeX of the source of a matrix's method."""
     return type(w).CITE
-
-
-def check_dense(method: str, w: Any) -> None:
-    """What every `from_dense` asks of its argument: a floating array with two axes or more.
-
-    Raises:
-      TypeError: `w` is not floating.
-      ValueError: `w` has fewer than two axes.
-    """
-    if not jnp.issubdtype(w.dtype, jnp.floating):
-        raise TypeError(f"{method}: a kernel must be floating, not {w.dtype}")
-    if w.ndim < 2:
-        raise ValueError(
-            f"{method}: a kernel has two axes (d_in, d_out) or more, not shape {w.shape}"
-        )
 
 
 def _short(value: Any, is_static: bool) -> str:

@@ -10,7 +10,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from jaxlab.core.matrix import Example, accumulator, matrix, static
 from jaxlab.core.registry import suggest
@@ -124,8 +123,6 @@ class Signs(PlanarMatrix):
         check_packable("signs", w)
         if quant not in ROUND:
             raise ValueError(f"signs: quant={quant!r}; {suggest(str(quant), ROUND)}")
-        if not isinstance(w, Tracer) and not bool(jnp.all(jnp.isfinite(w))):
-            raise ValueError("signs: the kernel is not all finite, so it has no scale")
         words, scale = _rounded(w, quant)
         d_in = w.shape[-2]
         return cls(words, scale, d_in, quant, packing_width(d_in, quant), LAYOUT_VERSION)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxlab
+from jaxlab.core import registry
 from jaxlab.methods.low_rank import LowRank
 from jaxlab.methods.nm import NM, NMPacked
 
@@ -136,3 +137,25 @@ def test_exactly_the_matched_paths_become_matrices(chosen):
     after = jaxlab.compress(params(), [(path, "dense", {}) for path in sorted(chosen)])
     rows = {r.path: r.kind for r in jaxlab.parameter_table(after).rows}
     assert {path for path, kind in rows.items() if kind == "Dense"} == chosen
+
+
+@pytest.mark.parametrize("method", jaxlab.names("matrix"))
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_every_method_refuses_by_path_what_is_not_finite(method, value):
+    example = registry.get("matrix", method).EXAMPLE
+    w = jax.random.normal(jax.random.key(0), example.shape).at[3, 1].set(value)
+    rules = [("a/kernel", method, example.hyper)]
+    message = rf"'a/kernel'.*{method}: 1 of {w.size} entries of the matrix are not finite"
+    with pytest.raises(ValueError, match=message):
+        jaxlab.compress({"a": {"kernel": w}}, rules, key=jax.random.key(1))
+    # Also where a traced function closes over the array.
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: jaxlab.compress({"a": {"kernel": w}}, rules, key=jax.random.key(1)))
+
+
+def test_to_dense_is_for_one_matrix():
+    after = jaxlab.compress(params(), [("head/kernel", "low_rank", {"rank": 2})])
+    with pytest.raises(TypeError, match=r"w is a dict.*nearest, for a tree: jax\.tree\.map"):
+        jaxlab.to_dense(after)
+    assert jaxlab.to_dense(after["head"]["kernel"]).shape == (8, 4)
+    assert jaxlab.to_dense(np.ones((2, 2))).shape == (2, 2)

@@ -14,7 +14,7 @@ from jaxlab.core.registry import suggest
 from jaxlab.kernels.monarch_matmul import monarch_matmul, takes_kernel
 from jaxlab.methods.monarch.initialise import RANDOM_INITS, init_monarch
 from jaxlab.methods.monarch.product import monarch_apply, monarch_apply_t
-from jaxlab.methods.monarch.project import check_finite, project_to_monarch
+from jaxlab.methods.monarch.project import project_to_monarch
 from jaxlab.methods.monarch.shape import MonarchShape, monarch_param_count, monarch_shapes
 from jaxlab.methods.monarch.slices import monarch_to_dense
 
@@ -201,7 +201,6 @@ def _nearest(
         raise ValueError(f"monarch: gain={gain} is for random factors; nearest: 1.0")
     if gram is not None:
         check_gram("monarch", gram, w.shape[-2], w.shape[:-2])
-    check_finite("monarch", w)
 
     whole = dataclasses.replace(shape, n_out=shape.s * shape.l) if blocked else shape
 

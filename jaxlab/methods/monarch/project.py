@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
+from jaxlab.core.dense import check_finite
 from jaxlab.core.matrix import accumulator
 from jaxlab.core.registry import suggest
 from jaxlab.methods.monarch.shape import MonarchShape
@@ -252,10 +252,3 @@ def _check(
             f"project_to_monarch: method={method!r} is unknown; {suggest(method, _BASES)}"
         )
     check_finite("project_to_monarch", a)
-
-
-def check_finite(owner: str, a: jax.Array) -> None:
-    """Raises a ValueError if `a` is no tracer and not finite."""
-    if not isinstance(a, Tracer) and not bool(jnp.all(jnp.isfinite(a))):
-        count = int(jnp.sum(~jnp.isfinite(a)))
-        raise ValueError(f"{owner}: {count} of {a.size} entries of the matrix are not finite")

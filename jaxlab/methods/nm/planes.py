@@ -90,8 +90,8 @@ def nm_pack_planes(
                 "group=None, or quant='int8'"
             )
         return _packed(w, mask, pattern, None, 1)
-    check_dense("nm_planes", w)
     kept = jnp.where(mask, w, jnp.zeros((), w.dtype))
+    check_dense("nm_planes", kept)  # and not w: a pruned infinity does no harm
     return _packed(kept, mask, pattern, quant, check_rounding("nm_planes", kept, quant, group))
 
 
@@ -185,7 +185,7 @@ class NMPlanes(PatternMatrix):
 
         Raises:
           ValueError: an argument is out of range, `group` is given without `quant`, or (outside
-            jit) `w` has a NaN.
+            jit) `w` is not finite.
 
         >>> NMPlanes.from_dense(jnp.ones((128, 4)), n=2, m=4, quant="int4").nbytes  # of 2048 dense
         208

@@ -176,7 +176,7 @@ class NMQuantized(PackedMatrix):
           key: unused.
 
         Raises:
-          ValueError: an argument is out of range, or (outside jit) `w` has a NaN.
+          ValueError: an argument is out of range, or (outside jit) `w` is not finite.
 
         >>> NMQuantized.from_dense(jnp.ones((32, 4)), n=2, m=4).nbytes  # of 512 dense
         64

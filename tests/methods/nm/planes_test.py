@@ -252,8 +252,12 @@ def test_masks_and_kernels_that_do_not_fit_are_refused():
         nm_pack_planes(w, nm_mask(w, pattern), pattern, group=7)
     with pytest.raises(ValueError, match="nm_pack_planes: the mask of shape"):
         nm_pack_planes(w, jnp.ones(4, bool), pattern)
-    with pytest.raises(ValueError, match="not all finite"):
+    with pytest.raises(ValueError, match="1 of .* not finite"):
         NMPlanes.from_dense(w.at[3, 1].set(jnp.inf), n=2, m=4, quant="int8")
+    # A pruned infinity does no harm.
+    mask = nm_mask(w, pattern)
+    packed = nm_pack_planes(jnp.where(mask, w, jnp.inf), mask, pattern, quant="int8")
+    chex.assert_tree_all_finite(packed.to_dense())
     with pytest.raises(ValueError, match="store='plane'; did you mean 'planes'"):
         NM.from_dense(w, n=2, m=4, store="plane")
     with pytest.raises(ValueError, match="nearest: axis=-2"):
