@@ -69,11 +69,18 @@ def report(summary: dict[str, Any], folder: str) -> str:
             *_choice(summary),
             f"bytes: {size['file']:,} on disk, {size['finalized']:,} in memory, "
             f"{size['dense']:,} dense ({size['dense'] / size['file']:.2f}x smaller on disk)",
-            f"speed: {summary['steps_per_second']:.1f} steps/s, "
-            f"{summary['wall_seconds']:.1f} s in all",
+            f"speed: {_measured(summary['steps_per_second'], 'steps/s')}, "
+            f"{_measured(summary['wall_seconds'], 's')} in all",
             f"run folder: {folder}",
         ]
     )
+
+
+def _measured(value: float | None, unit: str) -> str:
+    # Summaries of before had 0 for what was not measured.
+    if not value:
+        return "not measured"
+    return f"{value:.1f} {unit}" if value >= 1 else f"{value:.2g} {unit}"
 
 
 def _choice(summary: dict[str, Any]) -> list[str]:

@@ -22,7 +22,8 @@ class Run:
 
     `trained` and `finalized` are the quality before and after the weights took their inference
     form; a quality that is not finite (a run that diverged) is nan. `dense_bytes` is the size of
-    the same parameters as dense arrays, `stored_bytes` that of the saved file.
+    the same parameters as dense arrays, `stored_bytes` that of the saved file; a speed that was not
+    measured is nan.
     """
 
     path: Path
@@ -208,7 +209,8 @@ def _load_run(path: Path) -> Run:
         finalized=measured("quality.finalized"),
         dense_bytes=size("bytes.dense"),
         stored_bytes=size("bytes.file"),
-        steps_per_second=measured("steps_per_second"),
+        # Summaries of before had 0 for a speed that was not measured.
+        steps_per_second=measured("steps_per_second") or math.nan,
     )
 
 

@@ -21,7 +21,8 @@ def table(groups: Sequence[Group]) -> str:
     """The report as Markdown: one aligned table per group.
 
     Quality is the mean over seeds, with ± its sample standard deviation where there are two seeds
-    or more. Stored is the size of the saved file, ratio how often it fits into the dense size.
+    or more. Stored is the size of the saved file, ratio how often it fits into the dense size. A
+    speed that was not measured is "-".
     """
     sections = []
     for group in groups:
@@ -40,7 +41,7 @@ def table(groups: Sequence[Group]) -> str:
                     _show_bytes(row.dense_bytes),
                     _show_bytes(row.stored_bytes),
                     f"{row.ratio:.2f}x",
-                    f"{speed:.1f}" if math.isfinite(speed) else "",
+                    _show_speed(speed),
                 ]
             )
         heading = f"## {group.title}: {group.quality} ({group.direction} is better)"
@@ -115,6 +116,12 @@ def _show(value: Statistic) -> str:
         return mean
     decimals = len(mean.partition(".")[2])
     return f"{mean} ± {value.sd:.1e}" if "e" in mean else f"{mean} ± {value.sd:.{decimals}f}"
+
+
+def _show_speed(speed: float) -> str:
+    if not math.isfinite(speed):
+        return "-"
+    return f"{speed:.1f}" if speed >= 1 else f"{speed:.2g}"
 
 
 def _show_bytes(size: int) -> str:

@@ -41,11 +41,33 @@ class Checkpoints:
         """The step of the last complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Starts writing the state; returns before it is on disk."""
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: dict[str, float] | None = None,
+        *,
+        seconds: float | None = None,
+    ) -> None:
+        """Starts writing the state; returns before it is on disk.
+
+        Args:
+          step: of the state.
+          state: tree of arrays.
+          metrics: what decides whether it is the best; None is never the best.
+          seconds: that the run has taken so far; None is unknown.
+        """
         self._manager.save(
-            step, args=ocp.args.StandardSave(_arrays(state)), metrics=metrics, force=True
+            step,
+            args=ocp.args.StandardSave(_arrays(state)),
+            metrics=metrics,
+            force=True,
+            custom_metadata={"seconds": seconds},
         )
+
+    def seconds(self, step: int) -> float | None:
+        """What `save` was told that the run had taken; None in checkpoints that do not say it."""
+        return (self._manager.metadata(step).custom_metadata or {}).get("seconds")
 
     def restore(self, step: int, like: Any) -> Any:
         """Reads the state of a step.

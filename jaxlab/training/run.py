@@ -28,11 +28,14 @@ from jaxlab.training.logging import Recorder, read_metrics
 from jaxlab.training.loop import compile_step, stream
 from jaxlab.training.sharding import put_batch, put_tree, to_host
 from jaxlab.training.state import TrainState
+from jaxlab.training.stopwatch import Stopwatch
 
 # Calls of the step that the host may be ahead of the device.
 _UNDER_WAY = 4
 # Minibatches that the variance of the gradient is taken over.
 _NOISE_BATCHES = 8
+# What a summary says of the processes that trained, which a later one must not say of itself.
+_OF_TRAINING = ("compilations", "steps_per_second", "wall_seconds", "machine", "versions")
 
 
 class Run:
@@ -79,12 +82,15 @@ class Run:
             return self._train()
 
     def _train(self) -> dict[str, Any]:
-        began = time.perf_counter()
+        self._began, self._earlier = time.perf_counter(), 0.0
         keep = self.config["checkpoint"]["keep"]
         tensorboard = self._writes and self.config["log"]["tensorboard"]
         judged = self._choice or self.experiment.task.quality
         with closing(Checkpoints(self.folder / "checkpoints", judged, keep)) as checkpoints:
-            start = checkpoints.latest() or 0
+            latest = checkpoints.latest()
+            start = latest or 0
+            if start:
+                self._earlier = checkpoints.seconds(start)
             recorder = Recorder(
                 self.folder / "metrics.jsonl" if self._writes else None,
                 start=start,
@@ -105,9 +111,19 @@ class Run:
                 save_figures(self.folder, self.experiment.task.figures(host))
             if self._choice:
                 summary["chosen"] = {"by": self._choice.name, **chosen_step(lines, self._choice)}
-            summary["wall_seconds"] = round(time.perf_counter() - began, 2)
-            _write_json(self.folder / "summary.json", summary)
+            seconds, file = self._seconds(), self.folder / "summary.json"
+            summary["wall_seconds"] = None if seconds is None else round(seconds, 2)
+            if latest == self.experiment.steps and file.exists():
+                known = json.loads(file.read_text(encoding="utf-8"))
+                summary |= {k: known[k] for k in _OF_TRAINING}
+            _write_json(file, summary)
         return summary
+
+    def _seconds(self) -> float | None:
+        """Of the whole run: up to the checkpoint it goes on from, and since; None if unknown."""
+        if self._earlier is None:
+            return None
+        return self._earlier + time.perf_counter() - self._began
 
     def evaluate(self, params: Any) -> dict[str, float]:
         """Metrics of parameters on the held-out data."""
@@ -123,8 +139,8 @@ class Run:
 
     def _advance(
         self, start: int, checkpoints: Checkpoints, recorder: Recorder
-    ) -> tuple[TrainState, float]:
-        """The steps from `start` on; returns the last state and the steps per second."""
+    ) -> tuple[TrainState, float | None]:
+        """The steps from `start` on; returns the last state and the steps per second, if known."""
         experiment, config = self.experiment, self.config
         log_every, steps = config["log"]["every"], experiment.steps
         at_once = config["steps_per_call"]
@@ -134,11 +150,12 @@ class Run:
         if hasattr(experiment.task, "prepare"):
             experiment.task.prepare()
         state = self._restore(start, done, checkpoints) if start else self._init()
-        watch, under_way = _Stopwatch(), deque()
-        step_fn = None
+        watch, under_way = Stopwatch(), deque()
+        step_fn = warm = None  # `warm` is the one that was called, and so compiled
         step = start
         while True:
             while done < len(experiment.phases) and experiment.phases[done].step == step:
+                watch.stop(step, state)
                 phase, inside = experiment.phases[done], 0 < step < steps
                 jump = {"loss_before": self._loss(state)} if inside else {}
                 state = experiment.phase_fn(phase)(state, jax.random.fold_in(key, done))
@@ -157,20 +174,25 @@ class Run:
                 self.traces.append(0)
                 shardings = experiment.shardings(state)
                 step_fn = compile_step(experiment.train_step, shardings, self.traces, at_once)
-                watch.pause()
             batch = experiment.batches(step, at_once)
             (state, metrics), self._measured = step_fn(state, batch), None
             step += at_once
             # Few calls may be under way at once: more gain nothing, hold their batches in memory,
             # and make the collectives of several CPU devices time out.
             under_way.append(metrics["loss"])
+            if step_fn is not warm:
+                watch.start(step, state)
+                warm = step_fn
             if len(under_way) > _UNDER_WAY:
                 jax.block_until_ready(under_way.popleft())
             if step % log_every == 0 or step == steps:
                 recorder.later(step, metrics)
-                watch.lap(step)
-            if self._evaluate_and_save(step, state, checkpoints, recorder):
-                watch.pause()
+            due = {k: config[k]["every"] for k in ("eval", "checkpoint")}
+            due = {k: step == steps or bool(v and step % v == 0) for k, v in due.items()}
+            if any(due.values()):
+                watch.stop(step, state)
+                self._evaluate_and_save(step, state, checkpoints, recorder, **due)
+                watch.start(step, state)
         return state, watch.rate
 
     def _loss(self, state: TrainState) -> float:
@@ -180,20 +202,22 @@ class Run:
         return float(self._batch_loss(now, self.experiment.batch(step)))
 
     def _evaluate_and_save(
-        self, step: int, state: TrainState, checkpoints: Checkpoints, recorder: Recorder
-    ) -> bool:
-        """What is due after a step; whether anything was."""
-        last = step == self.experiment.steps
-        due = {k: self.config[k]["every"] for k in ("eval", "checkpoint")}
-        due = {k: last or bool(every and step % every == 0) for k, every in due.items()}
+        self,
+        step: int,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        *,
+        eval: bool,
+        checkpoint: bool,
+    ) -> None:
         quality = None
-        if due["eval"]:
+        if eval:
             quality = self._record(step, state, recorder)["finalized"]
-        if due["checkpoint"]:
+        if checkpoint:
             # Lines up to this step must be on disk first: a resumed run begins after them.
             recorder.flush()
-            checkpoints.save(step, state, quality)
-        return any(due.values())
+            checkpoints.save(step, state, quality, seconds=self._seconds())
 
     def _record(
         self, step: int, state: TrainState, recorder: Recorder, phase: str | None = None
@@ -254,7 +278,7 @@ class Run:
             _write_json(file, ours)
 
     def _summary(
-        self, state: TrainState, params: Any, metrics: dict[str, dict[str, float]], rate: float
+        self, state: TrainState, params: Any, metrics: dict[str, Any], rate: float | None
     ) -> dict[str, Any]:
         experiment, config = self.experiment, self.config
         quality = experiment.task.quality
@@ -281,34 +305,12 @@ class Run:
                 "file": None,
             },
             "compilations": self.traces,
-            "steps_per_second": round(rate, 2),
+            "steps_per_second": rate,
             "wall_seconds": None,
             "machine": _machine(),
             "versions": {p: metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
             "finished": True,
         }
-
-
-class _Stopwatch:
-    """Steps per second, without compilation, evaluation and checkpoints."""
-
-    def __init__(self) -> None:
-        self._steps, self._seconds = 0, 0.0
-        self._mark: tuple[int, float] | None = None
-
-    def lap(self, step: int) -> None:
-        now = time.perf_counter()
-        if self._mark is not None:
-            self._steps += step - self._mark[0]
-            self._seconds += now - self._mark[1]
-        self._mark = (step, now)
-
-    def pause(self) -> None:
-        self._mark = None
-
-    @property
-    def rate(self) -> float:
-        return self._steps / self._seconds if self._seconds else 0.0
 
 
 def _machine() -> dict[str, Any]:

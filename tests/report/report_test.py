@@ -146,11 +146,20 @@ def test_table_shows_bytes_ratio_and_spread(write):
 
 
 def test_a_run_that_diverged_keeps_its_row(write):
-    gone = write("gone", config="gone", quality={"finalized": None}, steps_per_second=None)
+    gone = write("gone", config="gone", quality={"finalized": None})
     groups = report.group_runs(report.load_runs([gone, write("well")]))
     shown = row_of(report.table(groups), "gone")
-    assert (shown["accuracy, finalized"], shown["steps/s"]) == ("nan", "")
+    assert shown["accuracy, finalized"] == "nan"
     assert sorted(row.label for row in groups[0].rows) == ["digits_vit", "gone"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [(None, "-"), (0.0, "-"), (0.012, "0.012"), (31.24, "31.2")],  # 0.0: as it once was stored
+)
+def test_a_speed_that_was_not_measured_is_no_number(write, stored, shown):
+    groups = report.group_runs(report.load_runs([write("a", steps_per_second=stored)]))
+    assert row_of(report.table(groups), "digits_vit")["steps/s"] == shown
 
 
 def test_files_and_csv_round_trip(study, tmp_path, capsys):

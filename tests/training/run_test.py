@@ -105,10 +105,14 @@ def test_seeds_differ_and_repeat(tmp_path):
 
 def test_a_finished_run_repeated_changes_nothing(tmp_path):
     train(tmp_path)
-    before = contents(tmp_path)
-    summary, _ = train(tmp_path)
-    assert summary["compilations"] == []
+    file = tmp_path / "summary.json"
+    before, summary = contents(tmp_path), file.read_bytes()
+    again, run = train(tmp_path)
+    assert run.traces == []
     assert contents(tmp_path) == before
+    # Its times, too: they are those of the training, and not of having looked at it again.
+    assert file.read_bytes() == summary
+    assert again == json.loads(summary)
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path):
