@@ -110,7 +110,8 @@ def _put(module: Any, w: Matrix, path: str) -> None:
 def _check(w: Matrix, needed: tuple[int, int], path: str) -> None:
     if w.shape != needed:
         raise ValueError(
-            f"flax_matrices: the matrix of {path!r} is of {w.shape}, and its layer needs {needed}"
+            f"flax_matrices: the matrix of {path!r} is of {w.shape}, and its layer needs {needed}; "
+            f"nearest: kernel.reshape{needed} before compress"
         )
 
 

@@ -192,3 +192,12 @@ def test_what_a_matrix_does_not_do_is_said_by_path():
     params = {**nnx.to_pure_dict(state), "kernel": low_rank((8, 6))}
     with pytest.raises(ValueError, match="'kernel' is of"):
         matrix_model(nnx.merge(graph, params))(rows)
+
+
+def test_a_kernel_of_three_axes_that_was_not_flattened_is_named():
+    x = jnp.ones((2, 3, 8))
+    model = nn.MultiHeadDotProductAttention(2)
+    params = model.init(jax.random.key(0), x, x)["params"]
+    made = jaxlab.compress(params, [("query/kernel", "low_rank", {"rank": 2})])
+    with pytest.raises(ValueError, match=r"'query/kernel' is of \(8, 2, 4\).*reshape\(8, 8\)"):
+        matrix_apply(model.apply)({"params": made}, x, x)
