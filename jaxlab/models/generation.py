@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 
 class Cache(NamedTuple):
@@ -35,9 +36,10 @@ def generate(
     """Continues texts; one program, compiled for each shape of the prompt and each `length`.
 
     Args:
-      graph: of a model with `empty_cache`, `extend` and `seq_len`, as `decoder` makes it.
+      graph: of a model with `empty_cache`, `extend`, `seq_len` and `embed`, as `decoder` makes it.
       params: its parameters, arrays or finalized matrices.
-      prompt: integers (B, T), T >= 1: texts of equal length.
+      prompt: integers (B, T), T >= 1: texts of equal length, of ids below the vocabulary's size,
+        which nobody checks in a traced prompt.
       length: tokens to add.
       temperature: 0 takes the likeliest token; otherwise tokens are drawn from the softmax of the
         logits over this.
@@ -47,8 +49,8 @@ def generate(
       int32 (B, length).
 
     Raises:
-      ValueError: the prompt is empty, T + length is more than the model's `seq_len`, a number is
-        out of range, or there is no key to draw with.
+      ValueError: the prompt is empty or has an id outside the vocabulary, T + length is more than
+        the model's `seq_len`, a number is out of range, or there is no key to draw with.
 
     >>> from jaxlab.models.decoder import decoder
     >>> graph, state = nnx.split(decoder(vocab_size=8, seq_len=6, depth=1, rngs=nnx.Rngs(0)))
@@ -66,7 +68,16 @@ def generate(
         raise ValueError(f"generate: temperature={temperature} must be 0 or more; nearest: 0")
     if temperature and key is None:
         raise ValueError(f"generate: temperature={temperature} draws tokens, and there is no key")
-    seq_len = nnx.merge(graph, params).seq_len
+    model = nnx.merge(graph, params)
+    # Lookups clamp or wrap what is outside, and nothing that is read behind it means anything.
+    if not isinstance(prompt, Tracer):
+        vocab_size = model.embed.embedding[...].shape[-2]
+        for found, nearest in ((int(prompt.min()), 0), (int(prompt.max()), vocab_size - 1)):
+            if not 0 <= found < vocab_size:
+                raise ValueError(
+                    f"generate: prompt has id {found}; vocab_size={vocab_size}; nearest: {nearest}"
+                )
+    seq_len = model.seq_len
     if prompt.shape[1] + length > seq_len:
         raise ValueError(
             f"generate: {prompt.shape[1]} tokens of the prompt and length={length} are more than "

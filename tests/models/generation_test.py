@@ -102,6 +102,18 @@ def test_tokens_are_the_same_in_a_context_of_float64():
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("method", ["quantized", "low_rank"])
+def test_ids_are_checked_beside_a_compressed_table_and_pass_when_traced(method):
+    graph, params = model(depth=1)
+    rules = [("embed/embedding", *RULES[method][0][1:])]
+    params = jaxlab.finalize(jaxlab.compress(params, rules, key=jax.random.key(0)))
+    with pytest.raises(ValueError, match="prompt has id 11; vocab_size=11"):
+        generate(graph, params, jnp.array([[V]]), length=2)
+    prompt = jnp.asarray(TOKENS[:, :3])
+    got = jax.jit(lambda p: generate(graph, params, p, length=2))(prompt)
+    np.testing.assert_array_equal(got, generate(graph, params, prompt, length=2))
+
+
 def test_a_cold_draw_is_the_likeliest():
     graph, params = model(depth=1)
     prompt = jnp.asarray(TOKENS[:, :3])
@@ -114,6 +126,8 @@ def test_a_cold_draw_is_the_likeliest():
     [
         ({"prompt": jnp.zeros((1, 0), jnp.int32)}, "one token or more"),
         ({"prompt": jnp.zeros((1, 2))}, "integers"),
+        ({"prompt": jnp.array([[5, V]])}, "prompt has id 11; vocab_size=11; nearest: 10"),
+        ({"prompt": np.array([[-1, V]])}, "prompt has id -1; vocab_size=11; nearest: 0"),
         ({"length": 0}, "nearest: 1"),
         ({"length": 11}, "nearest: length=10"),
         ({"temperature": -1.0}, "nearest: 0"),
