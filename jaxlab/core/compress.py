@@ -2,7 +2,7 @@
 
 import inspect
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,8 @@ def compress(
     """Puts a matrix in the place of every array that a rule matches.
 
     The first rule whose pattern matches the whole path wins. Methods combine by paths: a rule for
-    `.*/kernel` may make a low-rank matrix, and one for `.*/kernel/u` compress its factor.
+    `.*/kernel` may make a low-rank matrix, and one for `.*/kernel/u` compress its factor. A rule
+    may not match inside a matrix that it made.
 
     Args:
       params: tree of arrays and matrices.
@@ -51,8 +52,9 @@ def compress(
       The tree with matrices in place of arrays.
 
     Raises:
-      ValueError: a rule matches nothing, names an unknown method or hyper-parameter, or the method
-        refuses the array; the message names the path and the nearest legal choice.
+      ValueError: an argument is not of its kind, a rule matches nothing, or inside the matrix that
+        it made, or names an unknown method or hyper-parameter, or the method refuses the array;
+        the message names the path and the nearest legal choice.
       TypeError: the matched array is not floating.
 
     >>> import jax.numpy as jnp
@@ -60,6 +62,7 @@ def compress(
     >>> compress(params, [(".*/kernel", "low_rank", {"rank": 2})])["up"]["kernel"]
     LowRank(u=float32[8, 2], v=float32[2, 8])
     """
+    check_inputs(params, rules, key, offered)
     for pattern, method, hyper in rules:
         _check_rule(pattern, method, hyper)
     walk = _Walk(rules, key, offered)
@@ -70,7 +73,7 @@ def compress(
     made = []
     while leaves:
         path, leaf = leaves.pop()
-        made.append(walk.visit(path_str(path), leaf))
+        made.append(walk.visit(path_str(path), leaf, {}))
         del leaf
     compressed = treedef.unflatten(made)
     if strict:
@@ -85,6 +88,45 @@ def declares(method: str, argument: str) -> bool:
     (True, False)
     """
     return argument in inspect.signature(registry.get("matrix", method).from_dense).parameters
+
+
+def check_inputs(params: Any, rules: Any, key: Any, offered: Any) -> None:
+    """Raises a ValueError if an argument of `compress` is not of the kind that it documents."""
+    # By the module's name, since the core does not depend on Flax.
+    held = jax.tree.leaves(params, is_leaf=_is_nnx)
+    if found := next((x for x in held if _is_nnx(x)), None):
+        raise ValueError(
+            f"compress: params holds a {type(found).__name__} of flax.nnx, not arrays; nearest: "
+            "nnx.to_pure_dict(state), of a model's state = nnx.state(model)"
+        )
+    kind = "a rule is (pattern, method, settings), e.g. ('.*/kernel', 'low_rank', {'rank': 4})"
+    if isinstance(rules, str) or not isinstance(rules, Sequence):
+        raise ValueError(f"compress: rules={rules!r} must be a list of rules; {kind}")
+    if len(rules) == 3 and isinstance(rules[0], str) and isinstance(rules[1], str):
+        raise ValueError(f"compress: rules={rules!r} must be a list of rules; nearest: [{rules!r}]")
+    for index, rule in enumerate(rules):
+        owner = f"compress: rules[{index}]={rule!r}"
+        if not isinstance(rule, tuple | list) or len(rule) not in (2, 3):
+            raise ValueError(f"{owner} is no rule; {kind}")
+        if not isinstance(rule[0], str) or not isinstance(rule[1], str):
+            raise ValueError(f"{owner} is no rule: pattern and method are strings; {kind}")
+        if len(rule) == 2 or not hasattr(rule[2], "keys"):
+            nearest = (rule[0], rule[1], {})
+            raise ValueError(f"{owner} has no dict of settings; {kind}; nearest: {nearest!r}")
+    if key is not None:
+        try:
+            jax.eval_shape(jax.random.fold_in, key, 0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"compress: key={key!r} must be jax.random.key(...)") from error
+    if offered is not None and not callable(offered):
+        raise ValueError(
+            f"compress: offered={offered!r} must be a function of the path; nearest: "
+            "offered=lambda path: {...}"
+        )
+
+
+def _is_nnx(x: Any) -> bool:
+    return any(kind.__module__.startswith("flax.nnx") for kind in type(x).__mro__)
 
 
 def _check_rule(pattern: str, method: str, hyper: dict[str, Any]) -> None:
@@ -108,15 +150,36 @@ class _Walk:
         self.offered = offered
         self.matcher = Matcher([pattern for pattern, _, _ in rules], owner="compress")
 
-    def visit(self, path: str, leaf: Any) -> Any:
+    def visit(self, path: str, leaf: Any, above: Mapping[int, str]) -> Any:
+        """What stands at `path` in the end, inside what rules made at the paths `above`."""
         index = self.matcher(path)
         if index is not None:
+            above = {**above, index: path}
+            # What no method takes (a bias, a matrix) is refused as such: `_make` says how.
+            if getattr(leaf, "ndim", 0) > 1 and (not is_matrix(leaf) or leaf.is_array):
+                self._refuse_inside(path, index, above)
             leaf = self._make(path, leaf, *self.rules[index][1:])
         if is_matrix(leaf):
-            factors = {n: self.visit(f"{path}/{n}", getattr(leaf, n)) for n in leaf.factors}
+            factors = {n: self.visit(f"{path}/{n}", getattr(leaf, n), above) for n in leaf.factors}
             self._refuse_other_children(path, leaf)
             return replace(leaf, **factors) if factors else leaf
         return leaf
+
+    def _refuse_inside(self, path: str, rule: int, made: Mapping[int, str]) -> None:
+        """Refuses, before anything is computed, a rule that goes on inside a matrix that it made.
+
+        It would match the factors of factors without end; nor is it what `.*` at the end means.
+        """
+        for child in registry.get("matrix", self.rules[rule][1]).axes:  # pyright: ignore
+            below = f"{path}/{child}"
+            index = self.matcher.first(below)
+            if index is not None and index in made:
+                whole = made[index]
+                raise ValueError(
+                    f"compress: rule {index} ({self.rules[index][0]!r}) makes a matrix of "
+                    f"{whole!r} and matches {below!r} inside it, too; nearest: end the pattern "
+                    f"with {whole[whole.rfind('/') :] if '/' in whole else whole!r}"
+                )
 
     def _make(self, path: str, leaf: Any, method: str, hyper: dict[str, Any]) -> Matrix:
         if is_matrix(leaf) and leaf.is_array:

@@ -93,13 +93,17 @@ class Matcher:
     def __call__(self, path: str) -> int | None:
         """Index of the first pattern that matches the whole path, or None."""
         self.seen.append(path)
-        matching = [i for i, p in enumerate(self.patterns) if p.fullmatch(path)]
+        matching = self._matching(path)
         for later in matching[1:]:
             self.taken.setdefault(later, f"{path!r} (first matched by {self._show(matching[0])})")
         if not matching:
             return None
         self.wins[matching[0]] += 1
         return matching[0]
+
+    def first(self, path: str) -> int | None:
+        """What a call returns, for a path that may yet come: it counts as no use of the rule."""
+        return next(iter(self._matching(path)), None)
 
     def check_all_used(self) -> None:
         """Raises a ValueError for the first pattern that won no path, with the nearest path."""
@@ -118,6 +122,9 @@ class Matcher:
                 f"{suggest(plain, self.seen, listed=False) or self._some_paths()}"
             )
 
+    def _matching(self, path: str) -> list[int]:
+        return [i for i, p in enumerate(self.patterns) if p.fullmatch(path)]
+
     def _compiled(self, pattern: str) -> re.Pattern[str]:
         try:
             return re.compile(pattern)
@@ -130,6 +137,8 @@ class Matcher:
         return repr(self.patterns[index].pattern)
 
     def _some_paths(self) -> str:
+        if not self.seen:
+            return "The tree has no arrays"
         shown = self.seen[:6] + ["..."] * (len(self.seen) > 6)
         return "Paths: " + ", ".join(shown)
 

@@ -7,7 +7,7 @@ import jax
 
 from jaxlab.core import registry
 from jaxlab.core.collect import kernels, no_grams
-from jaxlab.core.compress import Offered, Rule, compress, declares
+from jaxlab.core.compress import Offered, Rule, check_inputs, compress, declares
 from jaxlab.core.gram import Cross, Gram, gram_init, gram_split
 from jaxlab.core.match import first_match, leaf_paths
 from jaxlab.core.matrix import Array, accumulator, is_matrix, matmul
@@ -60,6 +60,7 @@ class Plan:
         offered: Offered | None,
     ):
         self.rules, self.key, self.offered = rules, key, offered
+        check_inputs(params, rules, key, offered)
         chosen = [(pattern, (method, hyper)) for pattern, method, hyper in rules]
         methods = first_match(chosen, kernels(params), owner="compress", strict=False)
         withheld = frozenset() if sequential else {"cross"}

@@ -1,14 +1,18 @@
 """Rules on paths: what becomes a matrix, what is refused and with which words."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxlab
 from jaxlab.core import registry
+from jaxlab.core.calibration import compress_calibrated
 from jaxlab.methods.low_rank import LowRank
 from jaxlab.methods.nm import NM, NMPacked
 
@@ -159,3 +163,76 @@ def test_to_dense_is_for_one_matrix():
         jaxlab.to_dense(after)
     assert jaxlab.to_dense(after["head"]["kernel"]).shape == (8, 4)
     assert jaxlab.to_dense(np.ones((2, 2))).shape == (2, 2)
+
+
+@pytest.mark.parametrize("method", [m for m in jaxlab.names("matrix") if m != "dense"])
+@pytest.mark.parametrize("pattern", [".*", "a/.*", ".*kernel.*"])
+def test_a_rule_does_not_go_on_inside_what_it_made(pattern, method):
+    example = registry.get("matrix", method).EXAMPLE
+    tree = {"a": {"kernel": jnp.ones(example.shape)}}
+    inside = r"'a/kernel' and matches 'a/kernel/\w+' inside it.*with '/kernel'"
+    message = rf"rule 1 \('{re.escape(pattern)}'\) makes a matrix of {inside}"
+    rules = [("b", "dense", {}), (pattern, method, example.hyper)]
+    with pytest.raises(ValueError, match=message):
+        jaxlab.compress(tree, rules, key=jax.random.key(0))
+
+
+def test_what_no_method_takes_is_refused_as_such():
+    tree = {"bias": jnp.ones(4), "kernel": jnp.ones((4, 4))}
+    with pytest.raises(ValueError, match="'bias'.*a kernel has two axes"):
+        jaxlab.compress(tree, [(".*", "low_rank", {"rank": 1})])
+
+
+def test_rules_that_alternate_inside_each_other_end():
+    # Rule 0 has the even depths and rule 1 the odd ones, for ever.
+    rules = [("kernel(/u/u)*", "low_rank", {"rank": 1}), ("kernel/.*u", "low_rank", {"rank": 1})]
+    with pytest.raises(
+        ValueError,
+        match="rule 0 .*makes a matrix of 'kernel' and matches 'kernel/u/u' inside.*with 'kernel'",
+    ):
+        jaxlab.compress({"kernel": jnp.ones((4, 4))}, rules)
+
+
+def test_an_earlier_rule_may_take_the_factors():
+    rules = [("k/[uv]", "dense", {}), ("k(/.)?", "low_rank", {"rank": 2})]
+    made = jaxlab.compress({"k": jnp.ones((4, 4))}, rules)["k"]
+    assert isinstance(made, LowRank)
+    assert made.u.is_array
+    assert made.v.is_array
+
+
+RULE = ("head/kernel", "low_rank", {"rank": 2})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rules": RULE}, r"rules=\('head.*must be a list of rules; nearest: \[\('head"),
+        ({"rules": {"head/kernel": "low_rank"}}, "must be a list of rules; a rule is"),
+        ({"rules": "head/kernel"}, "rules='head/kernel' must be a list of rules; a rule is"),
+        ({"rules": None}, "rules=None must be a list"),
+        ({"rules": [RULE, RULE[:2]]}, r"rules\[1\]=.*dict of settings.*nearest: .*'low_rank', {}"),
+        ({"rules": [RULE, (*RULE[:2], None)]}, r"rules\[1\]=.*nearest: .*'low_rank', {}\)"),
+        ({"rules": ["head/kernel"]}, r"rules\[0\]='head/kernel' is no rule; a rule is \(pattern"),
+        ({"rules": [(re.compile("h"), "nm", {})]}, r"rules\[0\]=.*pattern and method are strings"),
+        ({"params": {}}, "'head/kernel' matches no path.*The tree has no arrays"),
+        ({"key": 0}, r"key=0 must be jax\.random\.key\(\.\.\.\)"),
+        ({"key": jnp.zeros(3)}, r"key=.* must be jax\.random\.key\(\.\.\.\)"),
+        ({"offered": {"total_steps": 10}}, "offered={'total_steps': 10} must be a function"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(arguments, message):
+    given = {"params": params(), "rules": [RULE], **arguments}
+    with pytest.raises(ValueError, match=message):
+        jaxlab.compress(**given)
+    with pytest.raises(ValueError, match=message):
+        compress_calibrated(lambda params, x: x, batches=[], **given)
+
+
+def test_parameters_of_nnx_are_named():
+    state = nnx.state(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
+    rules = [("kernel", "low_rank", {"rank": 2})]
+    for held in (state, dict(state), {"a": state}, nnx.Linear(8, 4, rngs=nnx.Rngs(0))):
+        with pytest.raises(ValueError, match=r"params holds a .*nnx\.to_pure_dict\(state\)"):
+            jaxlab.compress(held, rules)
+    assert isinstance(jaxlab.compress(nnx.to_pure_dict(state), rules)["kernel"], LowRank)
