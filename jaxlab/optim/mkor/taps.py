@@ -11,6 +11,7 @@ import optax
 from jaxlab.core.collect import replaced
 from jaxlab.core.lifecycle import matrices
 from jaxlab.core.match import first_match, leaf_paths
+from jaxlab.core.trainable import combine
 from jaxlab.optim.mkor.tapped import Tap, Tapped
 
 
@@ -156,6 +157,7 @@ def value_grad_stats(
     *,
     has_aux: bool = False,
     weight: Callable[..., jax.Array] | None = None,
+    frozen: Any = None,
 ) -> Callable[..., tuple[Any, Any, dict[str, Tap]]]:
     """`jax.value_and_grad` that returns statistics, too.
 
@@ -163,6 +165,8 @@ def value_grad_stats(
       loss_fn: (params, *args) -> scalar, or (scalar, auxiliary outputs).
       has_aux: which of both.
       weight: (*args) -> what rows count, as of `attach_taps`; None is 1.
+      frozen: parameters that are not trained, as `jaxlab.partition` returns them: `loss_fn` gets
+        them combined with those that are. None is that all are trained.
 
     Returns:
       A function (params, taps, *args) -> (what loss_fn returns, gradients, statistics).
@@ -174,6 +178,8 @@ def value_grad_stats(
     """
 
     def tapped_loss(params, taps, *args):
+        # Before the taps: a matrix that is tapped no longer fits the hole in `frozen`.
+        params = params if frozen is None else combine(params, frozen)
         each = None if weight is None else weight(*args)
         return loss_fn(attach_taps(params, taps, weight=each), *args)
 

@@ -63,6 +63,7 @@ def expected(params, x):
 
 
 STEP = value_grad_stats(loss_fn)
+FIXED = [("down/kernel", "quantized", {"quant": "int8", "group": None})]
 WANTED = jax.jit(expected)
 JITTED = jax.jit(STEP)
 
@@ -202,3 +203,19 @@ def test_layers_that_nothing_reached_are_named():
     assert unused(stats) == []
     half = stats["a/kernel"]._replace(a=stats["a/kernel"].a.at[1].set(0))
     assert unused({**stats, "a/kernel": half}) == ["a/kernel"]
+
+
+def test_beside_integers_that_are_not_trained_statistics_are_those_of_the_rest():
+    params = jaxlab.compress(PARAMS, FIXED)
+    trained, frozen = partition(params, trainable_mask(params))
+    taps = init_taps(trained)
+    assert set(taps) == {"up/kernel"}
+    step = jax.jit(lambda t, f, taps, x: value_grad_stats(loss_fn, frozen=f)(t, taps, x))
+    value, grads, stats = step(trained, frozen, taps, X)
+    chex.assert_trees_all_close(value, loss_fn(params, X), rtol=1e-6)
+    wanted = jax.grad(lambda t: loss_fn(combine(t, frozen), X))(trained)
+    chex.assert_trees_all_equal_structs(grads, trained)
+    chex.assert_trees_all_close(grads, wanted, rtol=1e-5)
+    # The quantized kernel as an array: what the other one's statistics are by hand.
+    dense = {**PARAMS, "down": {"kernel": params["down"]["kernel"].to_dense()}}
+    close(stats["up/kernel"], expected(dense, X)["up/kernel"])
