@@ -69,7 +69,8 @@ def densify_state(
     (4, 4)
     """
     dense = densify(params, path)
-    return dense, carry(tx, opt_state, Trained(params, params), Trained(dense, dense), policy)
+    old, new = Trained(params, params), Trained(dense, dense)
+    return dense, carry(tx, opt_state, old, new, policy, called=("densify_state", "policy"))
 
 
 def densify(params: Any, path: str = ".*", progress: jax.Array | None = None) -> Any:
@@ -94,14 +95,20 @@ def densify(params: Any, path: str = ".*", progress: jax.Array | None = None) ->
     return jax.tree_util.tree_map_with_path(dense, params, is_leaf=is_matrix)
 
 
-def check_policy(owner: str, policy: Any) -> None:
-    """Raises a ValueError if there is no such policy."""
+def check_policy(owner: str, policy: Any, name: str = "opt_state") -> None:
+    """Raises a ValueError if there is no such policy; `name` is that of the caller's argument."""
     if policy not in POLICIES:
-        raise ValueError(f"{owner}: opt_state={policy!r}: {suggest(str(policy), POLICIES)}")
+        raise ValueError(f"{owner}: {name}={policy!r}: {suggest(str(policy), POLICIES)}")
 
 
 def carry(
-    tx: optax.GradientTransformation, opt: Any, old: Trained, new: Trained, policy: str
+    tx: optax.GradientTransformation,
+    opt: Any,
+    old: Trained,
+    new: Trained,
+    policy: str,
+    *,
+    called: tuple[str, str] = ("carry", "opt_state"),
 ) -> Any:
     """The optimizer's state after a change of structure; its place in a schedule is kept.
 
@@ -111,19 +118,21 @@ def carry(
       old: the parameters before.
       new: the parameters after.
       policy: what converted parameters begin with.
+      called: the function that errors name, and what `policy` is called there.
 
     Raises:
       ValueError: `policy` is unknown, or does not fit the optimizer.
     """
-    check_policy("carry", policy)
+    owner, name = called
+    check_policy(owner, policy, name)
     converted = converted_paths(old, new)
     if converted and policy == "reset_all":
         return with_schedule_of(opt, tx.init(new.trainable))
     places = [x for x in jax.tree.leaves(opt, is_leaf=is_cohorts) if is_cohorts(x)]
     if converted and len(places) != 1:
         raise ValueError(
-            f"carry: opt_state={policy!r} wants one in_cohorts(...) in the optimizer, which has "
-            f"{len(places)}; nearest: opt_state='reset_all'"
+            f"{owner}: {name}={policy!r} wants one in_cohorts(...) in the optimizer, which has "
+            f"{len(places)}; nearest: {name}='reset_all'"
         )
     old_names, new_names = _masters(old.params), _masters(new.params)
     ours = {_renamed(path, new_names): path for path in leaf_paths(new.trainable)}

@@ -127,9 +127,12 @@ def test_a_second_change_keeps_the_cohorts_apart():
 def test_what_is_refused():
     tx = optax.adam(1e-2)
     state = tx.init(params())
-    with pytest.raises(ValueError, match="in_cohorts.*nearest: opt_state='reset_all'"):
+    wants = "densify_state: policy='reset_converted' wants one in_cohorts.*policy='reset_all'"
+    with pytest.raises(ValueError, match=wants):
         densify_state(params(), state, tx)
-    with pytest.raises(ValueError, match="did you mean 'reset_all'"):
+    with pytest.raises(
+        ValueError, match="densify_state: policy='reset-all': did you mean 'reset_all'"
+    ):
         densify_state(params(), state, tx, policy="reset-all")
     with pytest.raises(ValueError, match="matches no path"):
         densify_state(params(), state, tx, path="head/kernel")
