@@ -7,7 +7,9 @@
 The same command again continues an interrupted run.
 """
 
+import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -15,6 +17,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxlab.config import Config
+from jaxlab.core.registry import suggest
 from jaxlab.training.experiment import Experiment
 from jaxlab.training.run import Run
 
@@ -92,10 +95,21 @@ def _choice(summary: dict[str, Any]) -> list[str]:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake in them or in the config file is one line and exit status 2."""
+    _check_config_file(argv)
     try:
         return flags.FLAGS(argv)
     except (flags.Error, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
         fail(error)
+
+
+def _check_config_file(argv: list[str]) -> None:
+    """Fails, with the nearest file, where --config names one that does not exist."""
+    named = [a.removeprefix("--config=").split(":")[0] for a in argv if a.startswith("--config=")]
+    for name in named:
+        if not Path(name).is_file():
+            # By their stems: the folder, which is the same, would make all of them near.
+            hint = suggest(Path(name).stem, [path.stem for path in Path("configs").glob("*.py")])
+            fail(FileNotFoundError(f"--config={name}: no such file; of configs/*.py {hint}"))
 
 
 def fail(error: Exception) -> NoReturn:
@@ -104,6 +118,10 @@ def fail(error: Exception) -> NoReturn:
     if isinstance(error, KeyError) and len(text.split()) == 1:
         text = f"the config has no section {text}; only the config file can add one"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # A locked config prints all of itself before its hint.
+    found = re.search(r'Key "(.+?)" does not exist.*Did you mean "(.+?)" instead', text, re.DOTALL)
+    if found:
+        lines = [f"the config has no setting {found[1]!r}; did you mean {found[2]!r}?"]
     # The config flags put a whole traceback into their message; its last line says what is wrong.
     shown = lines[-1] if "Traceback" in text else " ".join(lines)
     print(f"train.py: {shown}", file=sys.stderr)

@@ -93,7 +93,7 @@ def write(writer: Writer, options: argparse.Namespace) -> None:
     """Prints the continuations, and how fast they came."""
     params = writer.params
     if options.compress:
-        rules = [tuple(rule) for rule in json.loads(options.compress)]
+        rules = _rules(options.compress)
         params = finalize(compress(params, rules, key=jax.random.key(options.seed)))
     tokens = writer.encode(options.prompt)
     if not len(tokens):
@@ -131,6 +131,18 @@ def write(writer: Writer, options: argparse.Namespace) -> None:
             f"batch {options.batch}"
         )
     print(said, file=sys.stderr)
+
+
+def _rules(text: str) -> list[tuple]:
+    """The rules of --compress; a ValueError that names it unless they are JSON lists in a list."""
+    form = """is a list of rules as JSON, e.g. '[[".*/kernel", "quantized", {"quant": "int8"}]]'"""
+    try:
+        rules = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--compress={text!r} is no JSON ({error}); it {form}") from None
+    if not isinstance(rules, list) or not all(isinstance(rule, list) for rule in rules):
+        raise ValueError(f"--compress={text!r} {form}")
+    return [tuple(rule) for rule in rules]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

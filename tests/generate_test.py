@@ -93,7 +93,8 @@ def test_what_is_wrong_is_one_line_and_status_2(llama, tmp_path, capsys):
         ([str(llama), "--batch=0"], "nearest: 1"),
         ([str(llama), "--prompt=abc", "--length=40"], "nearest: length=21"),
         ([str(llama), '--compress=[["x", "nm", {}]]', "--length=1"], "'x'"),
-        ([str(llama), "--compress=oops", "--length=1"], "Expecting value"),
+        ([str(llama), "--compress=oops", "--length=1"], "--compress='oops' is no JSON (Expecting"),
+        ([str(llama), '--compress=["x", "nm"]', "--length=1"], "is a list of rules as JSON"),
     ]:
         assert main(arguments) == 2
         printed = capsys.readouterr().err

@@ -47,10 +47,14 @@ def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(tmp_path, start
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.stepz=3"], "stepz"),
+        (["--config.stepz=3"], "the config has no setting 'stepz'; did you mean 'steps'?\n"),
         (["--config.optim.lr=fast"], "could not convert string to float"),
         (["--config=configs/digits_vit.py:smoek"], "did you mean 'smoke'"),
-        (["--config=configs/nothing.py"], "nothing.py"),
+        (
+            ["--config=configs/nothing.py"],
+            "nothing.py: no such file; of configs/*.py valid: digits_vit, ",
+        ),
+        (["--config=configs/digits_vti.py"], "of configs/*.py did you mean 'digits_vit'?"),
         (["--config.compress.mlp.path=mlp"], "matches no path"),
         (["seed=3"], "unexpected arguments"),
     ],

@@ -213,11 +213,19 @@ def mkor(
       gamma, update_every, warmup_steps, factor_update, eps, zeta, rescale, clip, factor_dtype,
         spec, hybrid, max_dim: as of `scale_by_mkor`.
 
+    Raises:
+      TypeError: `inner` is no function: a name, or an optimizer that has its rate already.
+      ValueError: another argument is out of its range.
+
     >>> tx = mkor(0.1, optax.sgd)
     >>> params = {"scale": jnp.ones(1)}
     >>> tx.update({"scale": jnp.ones(1)}, tx.init(params), params, stats={})[0]["scale"].tolist()
     [-0.10000000149011612]
     """
+    if not callable(inner):
+        raise TypeError(
+            f"mkor: inner={inner!r} must make an optimizer of a learning rate; nearest: optax.sgd"
+        )
     rule = scale_by_mkor(
         gamma=gamma,
         update_every=update_every,

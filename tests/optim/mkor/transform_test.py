@@ -245,6 +245,12 @@ def test_bad_settings_of_eva(settings):
         scale_by_eva(**settings)
 
 
+@pytest.mark.parametrize("inner", ["sgd", optax.sgd(0.1)])
+def test_the_inner_optimizer_is_a_function_of_the_rate(inner):
+    with pytest.raises(TypeError, match=r"mkor: inner=.* learning rate; nearest: optax\.sgd"):
+        mkor(0.1, inner)
+
+
 def test_parameters_must_be_floating():
     with pytest.raises(TypeError, match="'n' is int32; parameters must be floating"):
         scale_by_mkor().init({"n": jnp.ones(2, jnp.int32)})
