@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from jaxlab.core.gram import Gram, Sums, gram_init, gram_merge, gram_of_sums
 from jaxlab.core.lifecycle import matrices
-from jaxlab.core.match import leaf_paths, path_str
+from jaxlab.core.match import check_listed, leaf_paths, path_str
 from jaxlab.core.matrix import Array, accumulator, is_matrix
 from jaxlab.core.observe import Observed, Uses
 from jaxlab.core.registry import suggest
@@ -122,6 +122,7 @@ class Observer:
         side: Side = "inputs",
         progress: Progress | None = None,
     ):
+        check_listed("collect_grams", "paths", paths)
         weights = kernels(params)
         for path in paths or ():
             if path not in weights:

@@ -65,6 +65,7 @@ def compress(
     check_inputs(params, rules, key, offered)
     for pattern, method, hyper in rules:
         _check_rule(pattern, method, hyper)
+    rules = [(pattern, method, registry.plain(hyper)) for pattern, method, hyper in rules]
     walk = _Walk(rules, key, offered)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_matrix)
     # An array is let go as soon as it is replaced: a caller that keeps none needs no second copy.

@@ -31,6 +31,15 @@ def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[
     return {path_str(path): leaf for path, leaf in leaves}
 
 
+def check_listed(owner: str, name: str, value: Any) -> None:
+    """Raises a ValueError if one string stands where a sequence of them should.
+
+    A string is a sequence, too, so that every letter of it would be taken for a path.
+    """
+    if isinstance(value, str):
+        raise ValueError(f"{owner}: {name}={value!r} must be a list; nearest: [{value!r}]")
+
+
 def owner_path(path: str, known: Container[str]) -> str | None:
     """The longest path in `known` that a path ends in: whose an optimizer's array is.
 

@@ -24,6 +24,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 # Where the parts of each kind live. Every module of a package is imported when its kind is first
 # looked up, so that adding a part means adding a file.
 _HOMES = {
@@ -101,6 +103,7 @@ def build(
       ValueError: the name, a key, or a value does not fit the constructor's signature.
     """
     name, arguments = split_section(kind, section)
+    arguments = plain(arguments)
     constructor = get(kind, name)
     declared = inspect.signature(constructor).parameters
     context |= {k: v for k, v in (offered or {}).items() if k in declared}
@@ -116,6 +119,16 @@ def split_section(kind: str, section: Mapping[str, Any]) -> tuple[str, dict[str,
             f"the {kind} section {arguments} has no 'name'; {suggest('', names(kind))}"
         )
     return arguments.pop("name"), arguments
+
+
+def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with NumPy's scalars as Python's, which static fields and JSON can hold.
+
+    >>> import numpy as np
+    >>> plain({"rank": np.int64(4)})
+    {'rank': 4}
+    """
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in arguments.items()}
 
 
 def check_arguments(
@@ -150,7 +163,7 @@ def check_arguments(
             raise ValueError(
                 f"{owner} cannot be used here: it takes no {name!r}. Signature: {shown}"
             )
-    for name, value in arguments.items():
+    for name, value in plain(arguments).items():
         if name in supplied:
             raise ValueError(f"{owner}: {name!r} is set by the program and not by a config")
         if name not in legal:
@@ -161,6 +174,11 @@ def check_arguments(
             )
         expected = parameters[name].annotation
         if not _fits(value, expected):
+            if choices := _choices(expected):
+                raise ValueError(
+                    f"{owner}: {name}={value!r} is not known; {suggest(value, choices)}. "
+                    f"Signature: {shown}"
+                )
             label = getattr(expected, "__name__", None) or str(expected)
             if isinstance(expected, types.UnionType) or typing.get_origin(expected):
                 label = str(expected)
@@ -193,6 +211,21 @@ def _import_home(kind: str) -> None:
     for module in pkgutil.iter_modules(getattr(home, "__path__", ())):
         importlib.import_module(f"{home.__name__}.{module.name}")
     _imported.add(kind)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """What an annotation with a Literal allows: its values, and the names of other types."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    parts = typing.get_args(annotation) if union else (annotation,)
+    if not any(typing.get_origin(part) is typing.Literal for part in parts):
+        return []
+    found = []
+    for part in parts:
+        if typing.get_origin(part) is typing.Literal:
+            found += [str(value) for value in typing.get_args(part)]
+        else:
+            found.append("None" if part is type(None) else getattr(part, "__name__", str(part)))
+    return found
 
 
 def _fits(value: Any, annotation: Any) -> bool:

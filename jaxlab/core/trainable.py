@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core.lifecycle import matrices
-from jaxlab.core.match import first_match, leaf_paths, path_str
+from jaxlab.core.match import check_listed, first_match, leaf_paths, path_str
 
 
 def trainable_mask(params: Any, freeze: Sequence[str] = (), *, strict: bool = True) -> Any:
@@ -23,8 +23,9 @@ def trainable_mask(params: Any, freeze: Sequence[str] = (), *, strict: bool = Tr
       A tree of bools with the structure of `params`.
 
     Raises:
-      ValueError: a freeze pattern matches nothing.
+      ValueError: a freeze pattern matches nothing, or `freeze` is one string.
     """
+    check_listed("trainable_mask", "freeze", freeze)
     paths = freezable_paths(params)
     frozen = first_match([(p, True) for p in freeze], paths, owner="freeze", strict=strict)
     held = _declared_frozen(params)

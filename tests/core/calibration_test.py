@@ -210,6 +210,7 @@ def test_decoders_unrolled_and_scanned():
     [
         (["upp"], "'upp' is no floating array.*did you mean 'up'"),
         (["bias"], "'bias' is no floating array"),
+        ("up", r"collect_grams: paths='up' must be a list; nearest: \['up'\]"),
         (["idle"], "never multiplies 'idle'"),
         (["cut"], "nothing reached 'cut'.*differentiable"),
     ],

@@ -236,3 +236,13 @@ def test_parameters_of_nnx_are_named():
         with pytest.raises(ValueError, match=r"params holds a .*nnx\.to_pure_dict\(state\)"):
             jaxlab.compress(held, rules)
     assert isinstance(jaxlab.compress(nnx.to_pure_dict(state), rules)["kernel"], LowRank)
+
+
+def test_settings_may_be_numpys_numbers():
+    for n, m in [(2, 4), (np.int64(2), np.int32(4))]:
+        made = jaxlab.compress(params(), [("head/kernel", "nm_packed", {"n": n, "m": m})])
+        assert repr(made["head"]["kernel"]).endswith("n=2, m=4, axis=-2, block=1)")
+    with pytest.raises(ValueError, match="='svdd' is not known; did you mean 'svd'"):
+        jaxlab.compress(
+            params(), [("head/kernel", "low_rank", {"rank": 2, "decomposition": "svdd"})]
+        )

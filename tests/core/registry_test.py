@@ -2,13 +2,21 @@
 
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from jaxlab.core import registry
 
 
 @registry.register("schedule", "test_part")
-def part(*, width: int, rate: float = 0.5, mode: Literal["a", "b"] = "a", size: int | None = None):
+def part(
+    *,
+    width: int,
+    rate: float = 0.5,
+    mode: Literal["a", "b"] = "a",
+    size: int | None = None,
+    kind: Literal["int8", "wide"] | float | None = None,
+):
     """A part."""
     return width, rate, mode, size
 
@@ -20,7 +28,14 @@ def build(**arguments):
 def test_builds_with_defaults_and_context():
     assert build(width=3) == (3, 0.5, "a", None)
     assert registry.build("schedule", {"name": "test_part"}, width=4)[0] == 4
+    assert build(width=3, kind="wide") == build(width=3, kind=0.5) == build(width=3)
     assert build(width=3, rate=1) == (3, 1, "a", None)
+
+
+def test_numbers_of_numpy_arrive_as_pythons():
+    made = build(width=np.int64(3), rate=np.float32(0.25), size=np.uint8(4))
+    assert made == (3, 0.25, "a", 4)
+    assert [type(value) for value in made] == [int, float, str, int]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +46,12 @@ def test_builds_with_defaults_and_context():
         ({"width": 2.5}, "width=2.5 is not int"),
         ({"width": True}, "width=True is not int"),
         ({"width": 3, "rate": "fast"}, "rate='fast' is not float"),
-        ({"width": 3, "mode": "c"}, "mode='c' is not"),
+        ({"width": 3, "mode": "c"}, r"mode='c' is not known; valid: a, b\. Signature"),
+        ({"width": 3, "mode": None}, "mode=None is not known; valid: a, b"),
+        ({"width": 3, "kind": "int3"}, "kind='int3' is not known; did you mean 'int8'"),
+        ({"width": 3, "kind": "x"}, r"kind='x' is not known; valid: None, float, int8, wide\."),
+        ({"width": np.bool_(True)}, "width=True is not int"),
+        ({"width": np.float32(2.5)}, "width=2.5 is not int"),
         ({"width": 3, "size": "x"}, "size='x' is not"),
     ],
 )

@@ -28,6 +28,9 @@ def test_freeze_by_path():
     assert trained(mask) == {"b/kernel"}
     with pytest.raises(ValueError, match="freeze: pattern 'c/.*'"):
         jaxlab.trainable_mask(params(), freeze=("c/.*",))
+    # Each letter of a string would be a pattern: "." matches the path of one array alone.
+    with pytest.raises(ValueError, match=r"freeze='\.' must be a list; nearest: \['\.'\]"):
+        jaxlab.trainable_mask({"a": jnp.ones(2)}, ".")
 
 
 def test_a_matrix_declares_frozen_children():

@@ -23,7 +23,7 @@ from jaxlab.core.collect import (
 )
 from jaxlab.core.compress import Rule
 from jaxlab.core.gram import Gram
-from jaxlab.core.match import leaf_paths
+from jaxlab.core.match import check_listed, leaf_paths
 from jaxlab.core.matrix import is_matrix, to_dense
 from jaxlab.core.plan import biases_beside, corrected_bias
 from jaxlab.methods.low_rank.allocate import Quality, Ranks, allocate_ranks
@@ -73,7 +73,7 @@ def low_rank_rules(
       For each path (its pattern, "low_rank", settings), or (its pattern, "dense", {}).
 
     Raises:
-      ValueError: an argument is out of range, or a path is no kernel.
+      ValueError: an argument is out of range, a path is no kernel, or `paths` is one string.
 
     >>> params = {"kernel": jnp.eye(16)}
     >>> x = [jnp.eye(16) * jnp.arange(16.0)[:, None]]
@@ -81,6 +81,8 @@ def low_rank_rules(
     >>> low_rank_rules(loss_fn, params, x, ["kernel"], ratio=0.5, align=2)
     [('kernel', 'low_rank', {'rank': 4})]
     """
+    check_listed("low_rank_rules", "paths", paths)
+    check_listed("low_rank_rules", "skip", skip)
     if (ratio is None) == (budget is None):
         raise ValueError(f"low_rank_rules: give one of ratio={ratio} and budget={budget}")
     if ratio is not None and not 0 < ratio <= 1:

@@ -159,6 +159,10 @@ def test_rules_by_the_loss():
         low_rank_rules(loss_fn, params, batches, paths)
     with pytest.raises(ValueError, match="ratio=1.5"):
         low_rank_rules(loss_fn, params, batches, paths, ratio=1.5)
+    with pytest.raises(ValueError, match="low_rank_rules: paths='.*/kernel' must be a list"):
+        low_rank_rules(loss_fn, params, batches, ".*/kernel", ratio=0.5)
+    with pytest.raises(ValueError, match="low_rank_rules: skip='b/.*' must be a list; nearest"):
+        low_rank_rules(loss_fn, params, batches, paths, ratio=0.5, skip="b/.*")
 
 
 def test_greedy_is_never_worse_than_an_even_share():
