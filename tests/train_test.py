@@ -74,6 +74,21 @@ def test_command_line_mistakes_are_one_line(arguments, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(None, "not measured"), (0.012, "0.012 steps/s"), (31.24, "31.2 steps/s")]
+)
+def test_a_speed_that_was_not_measured_is_no_number(rate, shown):
+    summary = {
+        "quality": {"name": "accuracy", "trained": 0.9, "finalized": 0.9},
+        "bytes": {"file": 10, "finalized": 10, "dense": 20},
+        "steps_per_second": rate,
+        "wall_seconds": 75.31,
+    }
+    code = f"import train; print(train.report({summary!r}, 'runs/a'))"
+    printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert f"speed: {shown}, 75.3 s in all" in printed.splitlines()
+
+
 def test_zero_steps_print_the_tables_and_stop(tmp_path):
     done = subprocess.run(
         [sys.executable, "train.py", "--config.steps=0", f"--config.workdir={tmp_path / 'run'}"],

@@ -31,6 +31,8 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(
             Path(folder).absolute(),
+            # Without it `seconds` warns that it could not restore, which it does not mean to.
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
                 enable_async_checkpointing=True,

@@ -30,7 +30,7 @@ def train(folder, *, steps=6, every=2):
     return run.train(), run
 
 
-def test_a_resumed_run_took_as_long_as_its_parts(tmp_path):
+def test_a_resumed_run_took_as_long_as_its_parts(tmp_path, caplog):
     whole, run = train(tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", run.experiment.task.quality)
     parts = [checkpoints.seconds(step) for step in (2, 4, 6)]
@@ -43,6 +43,7 @@ def test_a_resumed_run_took_as_long_as_its_parts(tmp_path):
     took = time.perf_counter() - began
     assert parts[0] < resumed["wall_seconds"] <= round(parts[0] + took, 2)
     assert json.loads((tmp_path / "summary.json").read_text()) == resumed
+    assert "could not be restored" not in caplog.text
 
 
 def test_seconds_are_unknown_behind_a_checkpoint_that_does_not_say_them(tmp_path, monkeypatch):
