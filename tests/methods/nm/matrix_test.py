@@ -103,7 +103,7 @@ def test_bad_arguments(arguments, message):
 
 
 def test_nan_kernel_is_refused():
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="nm: 16 of 16 entries .* not finite"):
         NM.from_dense(jnp.full((4, 4), jnp.nan), n=2, m=4)
 
 
@@ -223,7 +223,7 @@ def test_prune_and_finalize_of_a_plain_tree():
         nm_prune(params, plain)
     with pytest.raises(TypeError, match="mlp/up/kernel.*int32"):
         nm_prune({"mlp": {"up": {"kernel": jnp.ones((8, 8), jnp.int32)}}}, plain)
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="64 of 64 entries .* not finite"):
         nm_prune({"mlp": {"up": {"kernel": jnp.full((8, 8), jnp.nan)}}}, plain)
 
 
