@@ -76,6 +76,13 @@ class Matrix:
     # purpose, because with it `x @ W` would silently make W dense.
     __array_ufunc__ = None
 
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        """Refuses: NumPy would make an array of one object."""
+        raise TypeError(
+            f"{type(self).__name__} is no array: multiply with x @ W, or take W.to_dense(); in "
+            "flax's own layers jaxlab.interop.flax_matrices multiplies"
+        )
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(..., d_in, d_out) of the dense matrix."""

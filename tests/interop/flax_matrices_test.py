@@ -201,3 +201,16 @@ def test_a_kernel_of_three_axes_that_was_not_flattened_is_named():
     made = jaxlab.compress(params, [("query/kernel", "low_rank", {"rank": 2})])
     with pytest.raises(ValueError, match=r"'query/kernel' is of \(8, 2, 4\).*reshape\(8, 8\)"):
         matrix_apply(model.apply)({"params": made}, x, x)
+
+
+def test_a_layer_that_wants_an_array_is_told_what_multiplies():
+    graph, state = nnx.split(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
+    params = {**nnx.to_pure_dict(state), "kernel": low_rank((8, 4))}
+    for wants in (
+        lambda: nnx.merge(graph, params)(jnp.ones((2, 8))),
+        lambda: np.asarray(params["kernel"]),
+        lambda: jnp.asarray(params["kernel"]),
+    ):
+        with pytest.raises(TypeError, match="LowRank is no array: multiply with x @ W.*flax"):
+            wants()
+    assert (np.ones((2, 8), np.float32) @ params["kernel"]).shape == (2, 4)
