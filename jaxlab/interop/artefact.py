@@ -35,7 +35,8 @@ def save(path: str | os.PathLike, params: Any) -> int:
       The size of the file in bytes.
 
     Raises:
-      TypeError: the tree holds something that the file cannot; the message names its path.
+      TypeError: the tree holds something that the file cannot (int4, a form that lives in a step
+        only); the message names its path. Or the arguments are in the wrong order.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -43,8 +44,11 @@ def save(path: str | os.PathLike, params: Any) -> int:
     ...     load(f"{folder}/a.safetensors")
     {'w': Array([0, 1, 2], dtype=int32)}
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"save: path is a {type(path).__name__}; nearest: save(path, params)")
     tensors: dict[str, np.ndarray] = {}
     tree = _encode(params, "", tensors)
     header = {"format": FORMAT, "tree": tree, "sha256": _digest(tree, tensors)}
@@ -57,6 +61,11 @@ def save(path: str | os.PathLike, params: Any) -> int:
         os.fsync(descriptor)
         make_readable(temporary)
         os.replace(temporary, path)
+    except SafetensorError as error:
+        Path(temporary).unlink(missing_ok=True)
+        dtypes = {name: tensor.dtype.name for name, tensor in tensors.items()}
+        named = next((name for name, dtype in dtypes.items() if f'"{dtype}"' in str(error)), None)
+        raise TypeError(f"save: {named!r}: {error}") from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -129,7 +138,10 @@ def _encode(node: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
             if f.name not in fixed
         }
         if type(node).name not in registry.names("matrix"):
-            raise TypeError(f"save: {path!r} is a {type(node).__name__}, which is not registered")
+            raise TypeError(
+                f"save: {path!r} is a {type(node).__name__}, which is not registered; nearest, for "
+                "what jaxlab.at or an observer returned: the parameters that it was given"
+            )
         return {"matrix": type(node).name, "static": fixed, "children": children}
     if isinstance(node, dict):
         # Pairs, because JSON would turn integer keys into strings.

@@ -115,7 +115,7 @@ class Run:
             summary["wall_seconds"] = None if seconds is None else round(seconds, 2)
             if latest == self.experiment.steps and file.exists():
                 known = json.loads(file.read_text(encoding="utf-8"))
-                summary |= {k: known[k] for k in _OF_TRAINING}
+                summary |= {k: known[k] for k in _OF_TRAINING if k in known}
             _write_json(file, summary)
         return summary
 

@@ -148,3 +148,15 @@ def rewrite(path, change):
         header = json.loads(file.metadata()["jaxlab"])
     change(header)
     safetensors.numpy.save_file(tensors, path, metadata={"jaxlab": json.dumps(header)})
+
+
+def test_dtypes_and_arguments_that_do_not_fit_are_named(tmp_path):
+    file = tmp_path / "a.safetensors"
+    with pytest.raises(TypeError, match="save: 'b/w': .*int4"):
+        jaxlab.save(file, {"a": jnp.ones(3), "b": {"w": jnp.ones(4, jnp.int4)}})
+    with pytest.raises(TypeError, match=r"path is a dict; nearest: save\(path, params\)"):
+        jaxlab.save({"a": jnp.ones(3)}, str(file))
+    params = jaxlab.compress({"w": jnp.ones((8, 8))}, [("w", "nm", {"n": 2, "m": 4})])
+    with pytest.raises(TypeError, match="'w' is a NMNow.*what jaxlab.at"):
+        jaxlab.save(file, jaxlab.at(params, jnp.array(0.5)))
+    assert not any(tmp_path.iterdir())

@@ -232,7 +232,7 @@ class LowRank(Matrix):
 
 def _rank(w: jax.Array, rank: int | None, ratio: float | None, align: int) -> int:
     if (rank is None) == (ratio is None):
-        raise ValueError(f"low_rank: give one of rank={rank} and ratio={ratio}")
+        raise ValueError(f"low_rank: rank={rank} and ratio={ratio}; give one, e.g. ratio=0.5")
     d_in, d_out = w.shape[-2:]
     if rank is None:
         assert ratio is not None
