@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.core import meta
 from flax.linen.linear import canonicalize_padding
 
 from jaxlab.core.convolution import Convolution
@@ -98,6 +99,8 @@ def _put(module: Any, w: Matrix, path: str) -> None:
     kind = next((kind for kind in _NNX if isinstance(module, kind)), None)
     if kind is None:  # it multiplies with `@`, or says itself that it cannot
         return
+    if getattr(module, "mask", None) is not None:
+        raise ValueError(f"flax_matrices: {path!r} has a mask, and a matrix has none")
     attribute, product, shape_of = _NNX[kind]
     variable = type(module.kernel)
     setattr(module, attribute, nnx.data(MatrixProduct(w, product, path, variable)))
@@ -164,7 +167,7 @@ def _intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -
     if of_layer is None or not isinstance(w, Matrix):
         return call(*args, **kwargs)
     x = kwargs["inputs"] if "inputs" in kwargs else args[0]
-    bias = module.get_variable("params", "bias") if module.use_bias else None
+    bias = meta.unbox(module.get_variable("params", "bias")) if module.use_bias else None
     # As the layer promotes its operands: the matrix counts with the dtype of its numbers.
     x, _, bias = module.promote_dtype(x, jnp.zeros((), w.dtype), bias, dtype=module.dtype)
     y = of_layer(module, x, w, "/".join((*module.path, "kernel")))

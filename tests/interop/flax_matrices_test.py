@@ -192,6 +192,20 @@ def test_what_a_matrix_does_not_do_is_said_by_path():
     params = {**nnx.to_pure_dict(state), "kernel": low_rank((8, 6))}
     with pytest.raises(ValueError, match="'kernel' is of"):
         matrix_model(nnx.merge(graph, params))(rows)
+    masked = nnx.Conv(4, 8, (3, 3), mask=jnp.ones((3, 3, 4, 8)), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(masked)
+    params = {**nnx.to_pure_dict(state), "kernel": low_rank((36, 8))}
+    with pytest.raises(ValueError, match="'kernel' has a mask"):
+        matrix_model(nnx.merge(graph, params))
+
+
+def test_a_bias_with_a_name_for_its_axis_is_added():
+    layer = nn.Dense(4, bias_init=nn.with_partitioning(nn.initializers.ones, ("model",)))
+    x = jnp.ones((2, 8))
+    params = layer.init(jax.random.key(0), x)["params"]
+    made = {**params, "kernel": low_rank((8, 4))}
+    got = matrix_apply(layer.apply)({"params": made}, x)
+    np.testing.assert_allclose(got, x @ made["kernel"] + 1.0, rtol=1e-6)
 
 
 def test_a_kernel_of_three_axes_that_was_not_flattened_is_named():
