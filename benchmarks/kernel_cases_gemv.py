@@ -11,7 +11,7 @@ from kernel_timing import copies_of
 
 from jaxlab.kernels.gemv import Problem
 from jaxlab.kernels.gemv.pallas_mosaic_gpu import mosaic_gpu
-from jaxlab.kernels.gemv.reference import reference, xla
+from jaxlab.kernels.gemv.reference import reference, sums, xla
 
 # Matrices of more bytes than a card has room for many of.
 _LARGE = 2**30
@@ -49,9 +49,9 @@ def _cell(m: int, n: int, transposed: bool) -> Cell:
 
 def _sums(x: jax.Array, packed: Any, floating: tuple[jax.Array], *, transposed: bool) -> jax.Array:
     """Without tensor cores."""
-    a = floating[0].astype(jnp.float32)
     if transposed:
-        return jnp.sum(a * x[0][:, None], axis=0)[None]
+        return sums(floating[0], x[0], transposed=True)[None]
+    a = floating[0].astype(jnp.float32)
     # By 256 columns first: all at once is slower.
     terms = (a * x.astype(jnp.float32)).reshape(a.shape[0], -1, 256)
     return jnp.sum(jax.lax.optimization_barrier(jnp.sum(terms, axis=2)), axis=1)[None]

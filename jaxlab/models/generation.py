@@ -69,7 +69,7 @@ def generate(
     if temperature and key is None:
         raise ValueError(f"generate: temperature={temperature} draws tokens, and there is no key")
     model = nnx.merge(graph, params)
-    # Lookups clamp or wrap what is outside, and nothing that is read behind it means anything.
+    # Lookups give NaN or wrap for what is outside, and what is read behind it has no meaning.
     if not isinstance(prompt, Tracer):
         vocab_size = model.embed.embedding[...].shape[-2]
         for found, nearest in ((int(prompt.min()), 0), (int(prompt.max()), vocab_size - 1)):

@@ -69,7 +69,7 @@ def test_a_matrix_and_a_vector(transposed, dtype):
     rng = np.random.default_rng(0)
     a = jnp.asarray(rng.normal(size=(m, n)), jnp.bfloat16)
     x = jnp.asarray(rng.normal(size=m if transposed else n), dtype)
-    # Where all numbers are positive, what sums of tensor cores cut off adds up, too.
+    # Where all numbers are positive, an error with one sign in every sum would add up.
     for matrix, column in ((a, x), (jnp.abs(a), jnp.abs(x))):
         wide = np.asarray(matrix, np.float64)
         exact = (wide.T if transposed else wide) @ np.asarray(column, np.float64)

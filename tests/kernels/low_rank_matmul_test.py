@@ -49,7 +49,7 @@ def test_the_interpreted_kernels_equal_the_reference(rows, config):
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="this jax cannot interpret it")
-def test_more_warpgroups_than_threads_are_refused_and_would_wait_for_ever(monkeypatch):
+def test_more_warpgroups_than_threads_are_refused(monkeypatch):
     x, down, up, _ = operands(4, 256, 128, 64, jnp.bfloat16)
     monkeypatch.setenv("NPROC", "4")
     # Two warpgroups in each of two blocks that add their sums, and what starts them.

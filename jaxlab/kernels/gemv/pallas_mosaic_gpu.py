@@ -2,10 +2,10 @@
 
 A block of threads takes pieces of columns in turn with the others, so that those that run together
 read what lies together. Tiles come by TMA and are the left operand where they land; the right one
-has the parts of the vector in three of its eight columns, whose sum is the product. Tensor cores
-cut off what does not fit their sums, so that those of every tile are added up outside, rounded. For
-`A @ x` every block of threads has sums of its own, which XLA adds up; for `A.T @ x` it has all rows
-of its columns.
+has the parts of the vector in three of its eight columns, whose sum is the product. How tensor
+cores round is not relied on for long sums: those of every tile are added up outside, in float32.
+For `A @ x` every block of threads has sums of its own, which XLA adds up; for `A.T @ x` it has all
+rows of its columns.
 """
 
 from collections.abc import Callable

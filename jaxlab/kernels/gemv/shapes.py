@@ -102,9 +102,13 @@ class Problem(NamedTuple):
         ):
             # Blocks that have the same columns and other rows are there beside them.
             beside = 1 if self.transposed else max(self.m // (tall * TILE), 1)
-            config = Config(tall, wide, stages, max(share * PROCESSORS // beside, 1))
-            if not self.refuse(config) and share * self.shared_bytes(config) <= SHARED_BYTES:
-                found.append(config)
+            blocks = max(share * PROCESSORS // beside, 1)
+            # As many tiles in flight as leave room for the other blocks of a processor.
+            for deep in range(stages, 1, -1):
+                config = Config(tall, wide, deep, blocks)
+                if not self.refuse(config) and share * self.shared_bytes(config) <= SHARED_BYTES:
+                    found.append(config)
+                    break
         return found[:most]
 
 

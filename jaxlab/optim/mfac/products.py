@@ -27,7 +27,7 @@ from jaxlab.kernels.gemv import gemv, wins
 from jaxlab.kernels.gemv.reference import parts
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# An array with no more than this share of all numbers is read in less time than it takes to begin.
+# An array with no more than this share of all numbers is few: to begin with it costs more than it.
 _FEW = 2**-12
 # Of all numbers, at most so many are copied so that those arrays are read at once.
 _COPIED = 2**-6

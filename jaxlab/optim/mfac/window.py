@@ -127,7 +127,8 @@ def window_push(
         return jax.tree.map(write, rows, g, is_leaf=_is_sparse)
 
     # Fused with its readers, the row would be written once for each, into copies of the window. On
-    # CPUs only a branch keeps XLA from it; on GPUs the host would wait for what decides a branch.
+    # CPUs, with jax 0.10, only a branch keeps XLA from it; on GPUs the host would wait for what
+    # decides a branch.
     rows = jax.lax.platform_dependent(
         rows,
         cpu=lambda rows: jax.lax.cond(keep, lambda: written(rows, True), lambda: rows),
