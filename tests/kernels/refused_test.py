@@ -16,7 +16,7 @@ STREAMED = quantized_matmul.Problem(16, 512, 16384, "int4", 128, 64).plan
 KRON = kron_matvec.Problem(4, 32, 32, 32, 32, "float32")
 LOW_RANK = low_rank_matmul.Problem(8, 32768, 512, 512, "bfloat16")
 MONARCH = monarch_matmul.Problem(256, 4, 64, 4, 64, 16)
-GEMV = gemv.Problem(1, 512, 65536, False, "bfloat16", "float32")
+GEMV = gemv.Problem(1, 512, 65536, "bfloat16", "float32")
 OPS = {
     "gemv": (GEMV.refuse, gemv.Config, ("tall", "wide", "stages", "blocks")),
     "streamed": (STREAMED.refuse, plan.Config, ("ways", "stages", "split_k", "depth", "parts")),

@@ -23,8 +23,8 @@ class Config:
       blocks: of threads that share the columns of A.
     """
 
-    tall: int = 1
-    wide: int = 4
+    tall: int = 2
+    wide: int = 2
     stages: int = 3
     blocks: int = 2 * PROCESSORS
 
@@ -35,7 +35,6 @@ class Problem(NamedTuple):
     rows: int
     m: int
     n: int
-    transposed: bool
     dtype: str
     x_dtype: str
 
@@ -45,12 +44,12 @@ class Problem(NamedTuple):
     @property
     def family(self) -> str:
         """What is measured together."""
-        return f"{'At' if self.transposed else 'A'}/{self.x_dtype}/m{self.m}"
+        return f"{self.x_dtype}/m{self.m}"
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Outputs and inputs."""
-        return (self.n, self.m) if self.transposed else (self.m, self.n)
+        return self.m, self.n
 
     @property
     def key(self) -> str:
@@ -60,8 +59,6 @@ class Problem(NamedTuple):
     def shared_bytes(self, config: Config) -> int:
         """Shared memory that the kernel takes, a little overestimated."""
         tall, wide = config.tall * TILE, config.wide * TILE
-        if self.transposed:
-            return config.stages * 2 * tall * wide + 2 * ROWS_STEP * self.m + 4 * wide + 2048
         return config.stages * 2 * (tall + ROWS_STEP) * wide + 4 * tall + 2048
 
     def refuse(self, config: Config) -> str:
@@ -92,16 +89,16 @@ class Problem(NamedTuple):
     def candidates(self, most: int = 8) -> list[Config]:
         """Configurations that suit, the best guess first: each fills the machine once.
 
-        >>> Problem(1, 512, 65536, True, "bfloat16", "float32").candidates(2)
-        [Config(tall=1, wide=4, stages=3, blocks=264), Config(tall=2, wide=2, stages=3, blocks=264)]
+        >>> Problem(1, 512, 65536, "bfloat16", "bfloat16").candidates(2)
+        [Config(tall=2, wide=2, stages=3, blocks=66), Config(tall=1, wide=4, stages=3, blocks=33)]
         """
         found = []
         for tall, wide, share, stages in (
-            *((1, 4, 2, 3), (2, 2, 2, 3), (1, 2, 4, 3), (4, 4, 1, 2), (4, 1, 2, 3)),
-            *((2, 4, 1, 3), (1, 4, 1, 6), (4, 2, 1, 3), (1, 1, 4, 6)),
+            *((2, 2, 2, 3), (1, 4, 2, 3), (2, 4, 1, 3), (1, 2, 4, 3), (4, 1, 2, 3)),
+            *((4, 4, 1, 2), (1, 4, 1, 6), (4, 2, 1, 3), (1, 1, 4, 6)),
         ):
             # Blocks that have the same columns and other rows are there beside them.
-            beside = 1 if self.transposed else max(self.m // (tall * TILE), 1)
+            beside = max(self.m // (tall * TILE), 1)
             blocks = max(share * PROCESSORS // beside, 1)
             # As many tiles in flight as leave room for the other blocks of a processor.
             for deep in range(stages, 1, -1):
@@ -112,7 +109,7 @@ class Problem(NamedTuple):
         return found[:most]
 
 
-def problem_of(x: Any, a: jax.Array, transposed: bool) -> Problem:
-    """The problem of rows x, (rows, inputs), with A."""
+def problem_of(x: Any, a: jax.Array) -> Problem:
+    """The problem of rows x, (rows, n), with A of (m, n)."""
     m, n = a.shape
-    return Problem(x.shape[0], m, n, transposed, str(a.dtype), str(x.dtype))
+    return Problem(x.shape[0], m, n, str(a.dtype), str(x.dtype))

@@ -68,8 +68,9 @@ def row_products(rows: jax.Array, x: jax.Array) -> jax.Array:
     """
     if rows.size == 0 or x.ndim == 0:
         return _product(rows, x, tuple(range(1, rows.ndim)))
-    matrix = _matrix(rows)
-    if wins(matrix, jax.ShapeDtypeStruct(matrix.shape[1:], x.dtype)):
+    n = math.prod(x.shape)
+    matrix = jax.ShapeDtypeStruct((rows.shape[0], n), rows.dtype)
+    if wins(matrix, jax.ShapeDtypeStruct((n,), x.dtype)):
         return gemv(rows.reshape(matrix.shape), x.reshape(-1))
     form = PRODUCTS[_forms(rows).products]
     return jax.lax.platform_dependent(rows, x, cpu=_dotted, default=form)
@@ -83,16 +84,8 @@ def row_combination(weights: jax.Array, rows: jax.Array) -> jax.Array:
     """
     if rows.size == 0 or rows.ndim == 1:
         return _scaled_sum(weights, rows)
-    matrix = _matrix(rows)
-    if wins(matrix, weights, transposed=True):
-        return gemv(rows.reshape(matrix.shape), weights, transposed=True).reshape(rows.shape[1:])
     form = COMBINATIONS[_forms(rows).combination]
     return jax.lax.platform_dependent(weights, rows, cpu=_combined, default=form)
-
-
-def _matrix(rows: jax.Array) -> jax.ShapeDtypeStruct:
-    shape = rows.shape[0], math.prod(rows.shape[1:])
-    return jax.ShapeDtypeStruct(shape, rows.dtype)
 
 
 def _product(rows: jax.Array, x: jax.Array, axes: Any) -> jax.Array:
