@@ -15,6 +15,8 @@ from jaxlab.kernels.gemv.reference import reference, xla
 
 # Matrices of more bytes than a card has room for many of.
 _LARGE = 2**30
+# Numbers of the largest that two of ours and two of torch's find room for.
+_MOST = 2**33
 
 
 def _cell(m: int, n: int) -> Cell:
@@ -63,4 +65,5 @@ CELLS: dict[str, Callable[[], Cell]] = {
     f"m{m} n{n}": functools.partial(_cell, m, n)
     for n in (7813632, 2**16, 2**18, 2**20, 2**22, 2**24)
     for m in (512, 1024)
+    if m * n <= _MOST
 }

@@ -23,7 +23,7 @@ FIRST = (16, *BIG)
 _LATER = 8
 # Outputs and inputs of the decoder of `decoding.py` at width 4096, and the kinds that it has.
 DECODER = (SMALL, (11264, 4096), (4096, 11264))
-DECODED = ("int4", "2:4", "1:8", "binary", "int8")
+DECODED = ("int4", "2:4", "1:8", "binary", "int8", "2:4 int4")
 # Between these and the squares a family may be chosen where it won at all of them.
 CORNERS = tuple((rows, n, k) for n, k in ((8192, 4096), (4096, 8192)) for rows in (64, 1))
 

@@ -46,9 +46,11 @@ def curves(result: Any) -> "Figure":
         for axes, timed in zip(row, (False, True), strict=True):
             _panel(axes, result, model, timed)
         row[0].set_title(MODELS[model], loc="left", fontsize=11, weight="bold")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    # A model may lack an optimizer that another has.
+    shown = [lines[label] for label in STYLES if label in lines]
     place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8.5}
-    figure.legend(handles, labels, ncols=5, **place)
+    figure.legend(handles=shown, ncols=5, **place)
     return figure
 
 
