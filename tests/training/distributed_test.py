@@ -13,6 +13,9 @@ SETTINGS = [
     "--config.checkpoint.every=3",
     "--config.log.every=1",
     "--config.eval.every=0",
+    # Adam would make steps of one size of gradients that are 0 but for rounding, and that differs.
+    "--config.optim.name=sgd",
+    "--config.optim.lr=0.1",
 ]
 
 
@@ -49,4 +52,4 @@ def test_two_processes_equal_one(tmp_path, start_training):
     assert jax.tree.structure(one) == jax.tree.structure(two)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         if a.dtype == np.float32:
-            np.testing.assert_allclose(a, b, atol=1e-4)
+            np.testing.assert_allclose(a, b, atol=1e-6)
