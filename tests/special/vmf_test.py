@@ -59,6 +59,18 @@ def test_kappa_in_many_dimensions():
         np.testing.assert_allclose(vmf_kappa_from_r(2048, r[:2]), expected[:2], rtol=1e-12)
 
 
+def test_a_fit_in_many_dimensions_has_that_kappa():
+    with jax.enable_x64(True):
+        for p, r, expected in SOLUTIONS:
+            # Two points whose mean has length r.
+            points = np.zeros((2, p))
+            points[:, 0] = r
+            points[:, 1] = np.sqrt(1 - r * r) * np.array([1, -1])
+            mu, kappa = vmf_fit(points)
+            np.testing.assert_allclose(kappa, expected, rtol=1e-12)
+            np.testing.assert_allclose(mu[:2], [1, 0], atol=1e-15)
+
+
 def test_kappa_undoes_the_resultant_whatever_the_dimension():
     p = np.array([2, 3, 10, 100, 2048, 131072.0])[:, None]
     r = np.array([1e-6, 0.01, 0.5, 0.9, 0.999])

@@ -67,7 +67,8 @@ def vmf_fit(
 
     Returns:
       mu, unit vectors, y's shape without `axis`, and kappa, without the last axis too. Points that
-      are all the same have kappa = inf. Where the mean is 0, or there is no weight, kappa is 0 and
+      are all the same have kappa = inf, or where their mean's length is below 1 by rounding a
+      number of the size of 1 / eps. Where the mean is 0, or there is no weight, kappa is 0 and
       mu the first unit vector.
 
     Raises:
