@@ -37,7 +37,7 @@ def judged(ratios: Sequence[float], most: float) -> str:
 
 def ratio_words(ratios: Sequence[float]) -> str:
     """Ratios by seed; of what is not reached in the steps of a run nothing more is known."""
-    shown = ["not reached" if r == NEVER else f"{r:.2f}" for r in ratios]
+    shown = ["not reached" if r == NEVER else f"{r:.3f}" for r in ratios]
     return f"by seed {', '.join(shown)}" if shown else "diverged at every rate"
 
 

@@ -106,6 +106,7 @@ def test_a_window_takes_the_kernel_where_it_was_measured_to_win(lower_for_cuda, 
     won = {"implementation": "mosaic_gpu", "rows": [1, 1], "n": [128, 128], "k": [1, 10**6]}
     within = lowered(jnp.bfloat16, "mosaic_gpu", won={"bfloat16/m128": won})
     assert within.count("mosaic_gpu_v2") == 1
+    assert within.count("dot_general") == lowered(jnp.bfloat16, "xla").count("dot_general")
     for name in ("mosaic_gpu", "xla"):
         monkeypatch.setenv(dispatch.EVERYWHERE, name)
         kernels = lowered(jnp.bfloat16, "xla").count("mosaic_gpu_v2")
