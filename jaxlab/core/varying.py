@@ -1,10 +1,25 @@
-"""Over which mesh axes arrays vary inside a `jax.shard_map` that checks what devices share."""
+"""What devices share of arrays: whether one has all, and over which mesh axes they vary."""
 
 import jax
 
 
+def on_one_device() -> bool:
+    """Whether one device is known to hold a whole product, as inside `jax.shard_map`.
+
+    What is outside a mesh may be anywhere while it is traced, so this is False there on a host of
+    several devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.axis_names and mesh.abstract_device is None:
+        return jax.device_count() == 1
+    # Over axes that are not manual XLA splits the program, and it cannot split a kernel.
+    return all(size == 1 for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+
+
 def varying(*arrays: jax.Array) -> frozenset[str]:
-    """The axes over which any of the arrays varies; none where nothing is checked.
+    """The axes over which any of the arrays varies inside a `jax.shard_map`.
+
+    None where it does not check what devices share.
 
     >>> sorted(varying(jax.numpy.ones(3)))
     []

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax import lax
 
-from jaxlab.core.varying import varied, varying
+from jaxlab.core.varying import on_one_device, varied, varying
 
 VERSION = jax.__version_info__[:2]
 # Of these an op has some: what it has not is refused with NotImplementedError, as on a CPU.
@@ -51,19 +51,6 @@ def _absent() -> Any:
     first = jax.devices()[0]
     here = (first.platform, first.device_kind)
     return None if named is None or (named.platform, named.device_kind) == here else named
-
-
-def on_one_device() -> bool:
-    """Whether one device is known to hold a whole product, as inside `jax.shard_map`.
-
-    What is outside a mesh may be anywhere while it is traced, so this is False there on a host of
-    several devices.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.axis_names and mesh.abstract_device is None:
-        return jax.device_count() == 1
-    # Over axes that are not manual XLA splits the program, and it cannot split a kernel.
-    return all(size == 1 for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
 
 
 def names(op: str, implementation: Choice) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core.matrix import accumulator
-from jaxlab.kernels.dispatch import on_one_device
+from jaxlab.core.varying import on_one_device
 from jaxlab.kernels.gemv import gemv, wins
 from jaxlab.kernels.gemv.reference import parts
 

@@ -5,20 +5,23 @@ Sources: NIST Digital Library of Mathematical Functions, 10.32.9 (the integral) 
 exponentially in the number of nodes.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaln
 
 from jaxlab.special.bessel.debye import asinh_ratio, polar
 from jaxlab.special.bessel.zeta import even_coefficients, horner, log_gamma_1p, odd_coefficients
 
 # Nodes that share one pair of exponentials; the other nodes' are products.
 _BLOCK = 8
+_HALF = _BLOCK // 2
 _NEWTON_STEPS = 6
+# Of y^2, y^4, ... in sinh(y) / y.
+_SINHC = [1 / math.factorial(2 * k + 1) for k in range(1, 10)]
 
 
 class _Nodes(NamedTuple):
@@ -88,18 +91,19 @@ def _nodes(v: jax.Array, x: jax.Array, cut: float, nodes: int) -> _Nodes:
     # To the left it falls like e^(-v d) first, or reaches t = 0, where it is even.
     left = jnp.minimum((cut + p) / jnp.maximum(v, 1 / cut), jnp.log((cut + p) / down))
 
-    def newton(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        right, left = ends
+    def newton(_: jax.Array, ends: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        right, left, _, _ = ends
         grown, decayed = up * jnp.exp(right), down / jnp.exp(right)
         right = right - (grown + decayed - p - v * right - cut) / (grown - decayed - v)
         grown, decayed = down * jnp.exp(left), up / jnp.exp(left)
         left = left - (grown + decayed - p + v * left - cut) / (grown - decayed + v)
-        return right, left
+        first = -jnp.minimum(left, top)
+        return right, left, first, (right - first) / nodes
 
-    # A loop, because most of the time of compiling was that of six copies.
-    right, left = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, (right, left))
-    left = -jnp.minimum(left, top)
-    return _Nodes(left, (right - left) / nodes, top)
+    # A loop, because most of the time of compiling was that of six copies; and with all that others
+    # read, because a compiler would write what follows it into each of those.
+    ends = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, (right, left, left, left))
+    return _Nodes(*ends[2:], top)
 
 
 def _halves(v: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -117,67 +121,69 @@ def _sums(
     nodes: int,
     summed: Callable[[_Node], tuple[jax.Array, ...]],
 ) -> tuple[jax.Array, ...]:
-    """Sums over the nodes, with half weights at both ends.
+    """Sums over the nodes, of which the first, that may be t = 0, has half a weight.
 
-    Written in distances from the peak, where all exponents are small: in t itself they would be
-    differences of large numbers.
+    The last, with as little weight, is left out, as what is behind it. Written in distances from
+    the peak, where all exponents are small: in t itself they would be differences of large numbers.
     """
     up, down = _halves(v, x)
-    steps = [at.step * k for k in range(_BLOCK)]
-    grown = [jnp.exp(s) for s in steps]
-    decayed = [jnp.exp(-s) for s in steps]
-    images = [jnp.exp(-2 * v * s) for s in steps]
+    # Products of these take the place of exponentials, a few each so that no error adds up; all of
+    # them from memory would take longer.
+    ratios = [jnp.exp(at.step * rate) for rate in (1.0, -1.0, -2 * v, 2 * v)]
 
-    def block(j: jax.Array, sums: tuple[jax.Array, ...], count: int = _BLOCK):
-        left = at.left + at.step * (_BLOCK * j).astype(x.dtype)
-        above, below = up * jnp.exp(left), down * jnp.exp(-left)
-        image = jnp.exp(-2 * v * (at.top + left))
-        for k in range(count):
-            d = left + steps[k]
-            rise = (above * grown[k] - up) + (below * decayed[k] - down)
+    def block(j: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        grown, decayed, after, before = (_powers(ratio) for ratio in ratios)
+        middle = at.left + at.step * (_BLOCK * j + _HALF).astype(x.dtype)
+        above, below = up * jnp.exp(middle), down * jnp.exp(-middle)
+        image = jnp.exp(-2 * v * (at.top + middle))
+        for k in range(-_HALF, _HALF):
+            d, n = middle + k * at.step, abs(k)
+            more, less, next = (grown, decayed, after) if k > 0 else (decayed, grown, before)
+            rise = (above * more[n] - up) + (below * less[n] - down)
+            e = jnp.exp(v * d - rise)
+            if k == -_HALF:
+                e = jnp.where(j == 0, e / 2, e)
             # cosh(v t) = e^(v t) (1 + e^(-2 v t)) / 2
-            e = jnp.exp(v * d - rise) / 2
-            if k == 0:
-                # Both ends count half; each is the first node of a block.
-                e = jnp.where((j == 0) | (j == nodes // _BLOCK), e / 2, e)
-            mirror = e * (image * images[k])
+            mirror = e * (image * next[n])
             node = _Node(at.top + d, rise, e + mirror, e - mirror)
             sums = tuple(s + term for s, term in zip(sums, summed(node), strict=True))
         return sums
 
     nothing = (jnp.zeros_like(x),) * len(summed(_Node(x, x, x, x)))
     sums = jax.lax.fori_loop(0, nodes // _BLOCK, block, nothing)
-    return block(jnp.int32(nodes // _BLOCK), sums, count=1)
+    return tuple(s / 2 for s in sums)
+
+
+def _powers(a: jax.Array) -> list[jax.Array]:
+    """Of exponents 0 .. half a block."""
+    found = [jnp.ones_like(a), a]
+    while len(found) <= _HALF:
+        n = len(found)
+        found.append(found[n // 2] * found[n - n // 2])
+    return found
 
 
 def log_small(v: jax.Array, x: jax.Array) -> jax.Array:
     """Log K_v(x) up to terms of O(x^2): the sum of two powers of x, of which v = 0 is the limit."""
     far = np.log(2).astype(x.dtype) - jnp.log(x)
-    low = _log_small_below_half(jnp.where(v < 0.5, v, jnp.full_like(v, 0.25)), far)
+    # Where v > 0.95 the second power is below rounding.
+    inside = jnp.minimum(v, 0.95)
+    square = inside * inside
+    slope = far - horner(odd_coefficients(), square)
+    reflected = square * horner(even_coefficients(), square) - jnp.log1p(-square)
+    low = jnp.log(slope) + _log_sinhc(inside * slope) + reflected / 2
     order = jnp.where(v < 0.5, jnp.full_like(v, 0.5), v)
     # lgamma(v) = lgamma(1 + v) - log(v)
     high = log_gamma_1p(order) - jnp.log(2 * order) + order * far
-    inside = jnp.where(order < 0.95, order, jnp.full_like(v, 0.75))
-    other = gammaln(1 - inside) - gammaln(1 + inside) - 2 * inside * far
-    high = high + jnp.where(order < 0.95, jnp.log1p(-jnp.exp(other)), jnp.zeros_like(high))
+    high = high + jnp.log1p(-jnp.exp(-2 * inside * slope))
     return jnp.where(v < 0.5, low, high)
-
-
-def _log_small_below_half(v: jax.Array, far: jax.Array) -> jax.Array:
-    """`log(pi v / sin(pi v)) / 2 + log(sinh(y) / v)`, where y / v = far + odd(v) / v."""
-    square = v * v
-    slope = far - horner(odd_coefficients(), square)
-    reflected = square * horner(even_coefficients(), square) - jnp.log1p(-square)
-    return jnp.log(slope) + _log_sinhc(v * slope) + reflected / 2
 
 
 def _log_sinhc(y: jax.Array) -> jax.Array:
     """log(sinh(y) / y) for y >= 0."""
     small = jnp.where(y < 1, y, jnp.full_like(y, 0.5))
     square = small * small
-    near = jnp.zeros_like(y)
-    for k in range(9, 0, -1):
-        near = square / (2 * k * (2 * k + 1)) * (1 + near)
+    near = square * horner(_SINHC, square)
     large = jnp.where(y < 1, jnp.ones_like(y), y)
     return jnp.where(y < 1, jnp.log1p(near), large + jnp.log(-jnp.expm1(-2 * large) / (2 * large)))
 

@@ -1,8 +1,8 @@
 """log I, log K and their derivatives for arguments that are positive and finite, of one dtype.
 
-Every piece of the scheme is evaluated everywhere, on arguments that suit it, and chosen afterwards:
-no branch depends on a value, and no unused branch makes a NaN. The pieces are smooth, and so are
-derivatives of any order within a region.
+Every piece of the scheme is evaluated everywhere, on arguments that suit it, and chosen afterwards,
+so that none that is not used makes a NaN; only a CPU leaves out what no element of an array needs.
+The pieces are smooth, and so are derivatives of any order within a region.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlab.core.varying import on_one_device
 from jaxlab.special.bessel import integral, series
 from jaxlab.special.bessel.debye import log_uniform, terms_above, uniform_dv, uniform_dx
 
@@ -169,7 +170,12 @@ def _chosen(f: Function, v: jax.Array, x: jax.Array, far: Piece, near: Piece) ->
     # Inside of either piece, where the other is chosen.
     away, one = jnp.full_like(v, 30.0), jnp.ones_like(v)
     found = far(jnp.where(large, v, away), jnp.where(large, x, away))
-    return jnp.where(large, found, near(jnp.where(large, one, v), jnp.where(large, one, x)))
+    v, x = jnp.where(large, one, v), jnp.where(large, one, x)
+    if not on_one_device():  # all would have to agree whether one needs it
+        return jnp.where(large, found, near(v, x))
+    # The host of a GPU would have to wait for the answer.
+    guarded = lambda v, x: jax.lax.cond(jnp.all(large), lambda v, x: v, near, v, x)  # noqa: E731
+    return jnp.where(large, found, jax.lax.platform_dependent(v, x, cpu=guarded, default=near))
 
 
 def _integral_or_limit(
