@@ -61,7 +61,6 @@ def _forward(x, y, ta, tg, weight):
 
 def _backward(saved, dy):
     x, ta, tg, weight = saved
-    leading = tuple(range(x.ndim - 1))
     ones = jnp.ones(x.shape[:-1], ta.dtype)
     if weight is not None:
         each = weight.astype(ta.dtype)
@@ -71,12 +70,23 @@ def _backward(saved, dy):
         x = x.astype(ta.dtype) * ones[..., None]
     # vmap adds up cotangents that depend on the mapped axis only, and a count alone would not.
     rows = jnp.sum(jnp.where(x[..., 0] > 0, ones, ones))
-    sums = jnp.sum(x, axis=leading, dtype=ta.dtype)
-    slopes = jnp.sum(dy, axis=leading, dtype=tg.dtype)
+    sums, slopes = _row_sum(x, ta.dtype), _row_sum(dy, tg.dtype)
     return None, dy, _shared_as(jnp.append(sums, rows), ta), _shared_as(slopes, tg), None
 
 
 tap.defvjp(_forward, _backward)
+
+
+def _row_sum(x: jax.Array, dtype: Any) -> jax.Array:
+    """The sum over all axes but the last.
+
+    In two steps, which XLA would merge without a barrier: so a GPU reads a batch of sequences
+    faster than by one sum over both axes.
+    """
+    inner = jnp.sum(x, axis=tuple(range(1, x.ndim - 1)), dtype=dtype)
+    if x.ndim < 3:
+        return jnp.sum(inner, axis=tuple(range(x.ndim - 1)))
+    return jnp.sum(jax.lax.optimization_barrier(inner), axis=0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
