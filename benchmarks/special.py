@@ -3,13 +3,14 @@
     python benchmarks/special.py                 # a GPU: 1e6, 1e7 and 1e8 elements
     python benchmarks/special.py --small         # a CPU: 1e5
     python benchmarks/special.py --minutes=3     # begin no cell after them; the same again goes on
-    python benchmarks/special.py --only="time log_iv order 1023"   # cells whose keys begin so
+    python benchmarks/special.py --only="copy,time log_iv order 1023"  # cells whose keys begin so
 
 The floor is reading both arguments and writing the value at the bandwidth of a copy of as many
 float64 numbers (`--only=copy`), or where that is not stored of 2^27 (on a CPU 2^22). SciPy runs on
 one core of the host. SciPy and logbesselk (`pip install logbesselk`) are compared where they are
 installed; on a CPU logbesselk takes a millisecond an element, and gets few. The orders of "array of
-large orders" are an array, 30 to 300, and ours is told so by `least=30`.
+large orders" are an array, 30 to 300; of "large orders by least" too, and ours is told so by
+`least=30`.
 """
 
 import functools
@@ -31,7 +32,7 @@ from jaxlab.special.bessel.reference import extended
 
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
 _MINUTES = flags.DEFINE_float("minutes", 30.0, "No cell is begun after these.")
-_ONLY = flags.DEFINE_string("only", "", "Cells whose keys begin so.")
+_ONLY = flags.DEFINE_list("only", [""], "Cells whose keys begin with one of these.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of everything.")
 _SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU.")
 _POINTS = 20_000
@@ -49,7 +50,7 @@ def arguments(kind: str, n: int, dtype: str) -> tuple[Any, np.ndarray]:
     rng = np.random.default_rng(5)
     if kind == ARGUMENTS[1]:
         return 1023.0, (10 ** rng.uniform(0, 6, n)).astype(dtype)
-    if kind == ARGUMENTS[3]:
+    if kind in ARGUMENTS[3:]:
         return rng.uniform(_LEAST, 300, n).astype(dtype), rng.uniform(100, 600, n).astype(dtype)
     low, high = (-3, 1) if kind == ARGUMENTS[2] else (-2, 4)
     v, x = (10 ** rng.uniform(low, high, (2, n))).astype(dtype)
@@ -83,7 +84,7 @@ def compiled(name: str, kind: str, v: Any, x: np.ndarray, method: str) -> Callab
     """A call of a function, on the device."""
     fn = getattr(bessel, name)
     settings: dict[str, Any] = {"method": method} if name in VALUES else {}
-    if kind == ARGUMENTS[3]:
+    if kind == ARGUMENTS[4]:
         settings["least"] = _LEAST
     placed = jnp.asarray(x)
     if kind == ARGUMENTS[1]:
@@ -175,16 +176,14 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
         made[copy_key(n)] = lambda n=n: copied(n)
         for dtype in ("float64", "float32"):
             for kind in ARGUMENTS:
-                first, largest = n == sizes[0], n > _MOST_OF_PEERS
-                wanted = [
-                    (name, "auto") for name in (VALUES if largest else (*VALUES, *DERIVATIVES))
-                ]
+                largest = n > _MOST_OF_PEERS
+                wanted = [(name, "auto") for name in (*VALUES, *DERIVATIVES)]
                 if not largest and kind in ARGUMENTS[:3]:
                     wanted += [(name, "paper") for name in VALUES]
-                # These take up to seconds; the first size shows them.
-                wanted += [(name, "scipy") for name in VALUES if first and "scipy" in peers]
+                if not largest and "scipy" in peers:
+                    wanted += [(name, "scipy") for name in VALUES]
                 found = [(name, n, peer) for name, peer in wanted]
-                if first and "logbesselk" in peers:
+                if not largest and "logbesselk" in peers:
                     few = _FEW if _SMALL.value else n
                     found += [("log_kv", few, peer) for peer in ("auto", "logbesselk")]
                 for name, count, peer in found:
@@ -204,7 +203,7 @@ def main(argv: list[str]) -> None:
         if "bandwidth" not in result:
             n = 2**22 if _SMALL.value else 2**27
             result["bandwidth"] = 2 * 8 * n / copied(n)["seconds"]
-        wanted = {k: make for k, make in cells().items() if k.startswith(_ONLY.value)}
+        wanted = {k: make for k, make in cells().items() if k.startswith(tuple(_ONLY.value))}
         missing = {k: make for k, make in wanted.items() if k not in result["cells"]}
         for number, (key, make) in enumerate(missing.items(), 1):
             minutes = (time.perf_counter() - began) / 60

@@ -104,9 +104,10 @@ def digits_cell(dim: int, components: int, seed: int) -> dict[str, Any]:
     return config_cell(vmf_digits.get_config(f"dim={dim},components={components},seed={seed}"))
 
 
-def docstrings_cell(modules: int, components: int) -> dict[str, Any]:
+def docstrings_cell(modules: int, components: int, seed: int) -> dict[str, Any]:
     """A run of configs/vmf_docstrings.py."""
-    return config_cell(vmf_docstrings.get_config(f"modules={modules},components={components}"))
+    arg = f"modules={modules},components={components},seed={seed}"
+    return config_cell(vmf_docstrings.get_config(arg))
 
 
 def config_cell(made: Config) -> dict[str, Any]:
@@ -182,8 +183,11 @@ def cells(mixture: tuple[int, ...]) -> dict[str, tuple[Callable[..., Any], tuple
     except FileNotFoundError as reason:
         print(f"without embeddings of docstrings: {reason}")
         return found
-    for components in (1, 2):
-        found[f"docstrings 10 {components} 0"] = (docstrings_cell, (10, components), False)
+    # The parts are drawn by the texts' hashes: one distribution a class depends on no seed.
+    for components, seeds in ((1, 1), (2, SEEDS)):
+        for seed in range(seeds):
+            name = f"docstrings 10 {components} {seed}"
+            found[name] = (docstrings_cell, (10, components, seed), False)
     return found
 
 
