@@ -35,13 +35,16 @@ def tables(result: Any) -> list[str]:
 
 def _accuracy(cells: Any) -> str:
     rows = []
-    for key, cell in cells.items():
-        if key.startswith("accuracy "):
-            _, name, dtype, method = key.split()
-            at = f"({cell['at'][0]:.2g}, {cell['at'][1]:.2g})"
-            error = f"{cell['error']:.1e}"
-            failed = f"{cell['not_finite']} of {cell['points']}"
-            rows.append([name, dtype, _METHODS[method], error, at, failed])
+    names = [*VALUES, *DERIVATIVES]
+    place = lambda key: (names.index(key[1]), key[2], list(_METHODS).index(key[3]))  # noqa: E731
+    keys = [key for key in cells if key.startswith("accuracy ")]
+    for key in sorted(keys, key=lambda key: place(key.split())):
+        cell = cells[key]
+        _, name, dtype, method = key.split()
+        at = f"({cell['at'][0]:.2g}, {cell['at'][1]:.2g})"
+        error = f"{cell['error']:.1e}"
+        failed = f"{cell['not_finite']} of {cell['points']}"
+        rows.append([name, dtype, _METHODS[method], error, at, failed])
     header = ["function", "dtype", "scheme", "largest error", "at (v, x)", "not finite"]
     return table(header, rows)
 
@@ -66,6 +69,11 @@ def _times(result: Any) -> list[str]:
 def copy_key(n: int) -> str:
     """The cell with a copy of so many float64 numbers."""
     return f"copy float64 {n}"
+
+
+def small_orders_key(method: str) -> str:
+    """The cell with errors of log K for orders up to 1 and arguments from 0.1 to 2."""
+    return f"small orders log_kv float64 {method}"
 
 
 def _rate(result: Any, n: int) -> float:
@@ -124,6 +132,7 @@ def _copied(result: Any) -> str:
     return verdict(holds[0]) if len(set(holds)) == 1 else "open"
 
 
+_NEAR = [small_orders_key(method) for method in ("paper", "auto")]
 SPECIAL_CLAIMS = [
     Claim(
         "log K of a million mixed arguments takes at most 5 ms in float64",
@@ -162,5 +171,18 @@ SPECIAL_CLAIMS = [
             f"{r['cells'][_PAPER]['at'][1]:.2g}; ours {r['cells'][_OURS]['error']:.1e}"
         ),
         lambda r: verdict(r["cells"][_PAPER]["error"] <= 1e-12), [_PAPER, _OURS],
+    ),
+    Claim(
+        "The published scheme of log K loses digits at orders below 1 and arguments near 1/2: more "
+        "than 5e-10 of 1 or of the value, whichever is larger, where ours keeps 1e-14",
+        "ours", f"python benchmarks/{NAME}.py --small --only='small orders'", f"{NAME}-small",
+        lambda r: "; ".join(
+            f"{who} {c['error']:.1e} at v = {c['at'][0]:.2g}, x = {c['at'][1]:.2g}"
+            for who, c in zip(("published", "ours"), (r["cells"][k] for k in _NEAR), strict=True)
+        ),
+        lambda r: verdict(
+            r["cells"][_NEAR[0]]["error"] > 5e-10 and r["cells"][_NEAR[1]]["error"] <= 1e-14
+        ),
+        _NEAR,
     ),
 ]  # fmt: skip

@@ -24,7 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from publish_special import ARGUMENTS, DERIVATIVES, NAME, VALUES, copy_key, tables
+from publish_special import (
+    ARGUMENTS,
+    DERIVATIVES,
+    NAME,
+    VALUES,
+    copy_key,
+    small_orders_key,
+    tables,
+)
 from records import load, store
 
 from jaxlab.special import bessel
@@ -150,6 +158,17 @@ def accuracy(name: str, dtype: str, method: str) -> dict[str, Any]:
     }
 
 
+def near_small_orders(method: str) -> dict[str, Any]:
+    """Errors of log K in float64 where the published scheme has most, over max(1, |value|)."""
+    v, x = np.meshgrid(np.r_[0.0, np.geomspace(1e-6, 1, 60)], np.geomspace(0.1, 2, 300))
+    v, x = v.ravel(), x.ravel()
+    exact = extended(v, x)["log_kv"]
+    value = np.asarray(compiled("log_kv", "", v, x, method)())
+    error = (np.abs(value - exact) / np.maximum(1, np.abs(exact))).astype(float)
+    worst = int(np.argmax(error))
+    return {"error": error[worst], "at": [float(v[worst]), float(x[worst])], "points": v.size}
+
+
 def copied(n: int) -> dict[str, Any]:
     """The time of reading n numbers and writing as many."""
     x = jnp.ones(n, jnp.float64)
@@ -172,6 +191,8 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
         for peer in peers:
             for name in VALUES if peer == "scipy" else VALUES[1:]:
                 made[f"accuracy {name} {dtype} {peer}"] = lambda a=(name, dtype, peer): accuracy(*a)
+    for method in ("paper", "auto"):
+        made[small_orders_key(method)] = lambda method=method: near_small_orders(method)
     for n in sizes:
         made[copy_key(n)] = lambda n=n: copied(n)
         for dtype in ("float64", "float32"):
@@ -203,7 +224,9 @@ def main(argv: list[str]) -> None:
         if "bandwidth" not in result:
             n = 2**22 if _SMALL.value else 2**27
             result["bandwidth"] = 2 * 8 * n / copied(n)["seconds"]
-        wanted = {k: make for k, make in cells().items() if k.startswith(tuple(_ONLY.value))}
+        wanted = {
+            k: make for k, make in cells().items() if k.startswith(tuple(_ONLY.value or [""]))
+        }
         missing = {k: make for k, make in wanted.items() if k not in result["cells"]}
         for number, (key, make) in enumerate(missing.items(), 1):
             minutes = (time.perf_counter() - began) / 60

@@ -4,7 +4,7 @@ import jax
 
 
 def on_one_device() -> bool:
-    """Whether one device is known to hold a whole product, as inside `jax.shard_map`.
+    """Whether one device is known to hold whole arrays, as inside `jax.shard_map`.
 
     What is outside a mesh may be anywhere while it is traced, so this is False there on a host of
     several devices.
@@ -12,7 +12,8 @@ def on_one_device() -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.axis_names and mesh.abstract_device is None:
         return jax.device_count() == 1
-    # Over axes that are not manual XLA splits the program, and it cannot split a kernel.
+    # Over axes that are not manual XLA splits the program: what needs a whole array, as a kernel
+    # does or a branch on all elements, would have the devices exchange theirs.
     return all(size == 1 for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
 
 

@@ -138,13 +138,13 @@ def _sums(
         image = jnp.exp(-2 * v * (at.top + middle))
         for k in range(-_HALF, _HALF):
             d, n = middle + k * at.step, abs(k)
-            more, less, next = (grown, decayed, after) if k > 0 else (decayed, grown, before)
+            more, less, beyond = (grown, decayed, after) if k > 0 else (decayed, grown, before)
             rise = (above * more[n] - up) + (below * less[n] - down)
             e = jnp.exp(v * d - rise)
             if k == -_HALF:
                 e = jnp.where(j == 0, e / 2, e)
             # cosh(v t) = e^(v t) (1 + e^(-2 v t)) / 2
-            mirror = e * (image * next[n])
+            mirror = e * (image * beyond[n])
             node = _Node(at.top + d, rise, e + mirror, e - mirror)
             sums = tuple(s + term for s, term in zip(sums, summed(node), strict=True))
         return sums
@@ -166,7 +166,7 @@ def _powers(a: jax.Array) -> list[jax.Array]:
 def log_small(v: jax.Array, x: jax.Array) -> jax.Array:
     """Log K_v(x) up to terms of O(x^2): the sum of two powers of x, of which v = 0 is the limit."""
     far = np.log(2).astype(x.dtype) - jnp.log(x)
-    # Where v > 0.95 the second power is below rounding.
+    # Where v > 0.95 the second power is below rounding, whatever its coefficient.
     inside = jnp.minimum(v, 0.95)
     square = inside * inside
     slope = far - horner(odd_coefficients(), square)
@@ -175,7 +175,7 @@ def log_small(v: jax.Array, x: jax.Array) -> jax.Array:
     order = jnp.where(v < 0.5, jnp.full_like(v, 0.5), v)
     # lgamma(v) = lgamma(1 + v) - log(v)
     high = log_gamma_1p(order) - jnp.log(2 * order) + order * far
-    high = high + jnp.log1p(-jnp.exp(-2 * inside * slope))
+    high = high + jnp.log1p(-jnp.exp(-2 * order * slope))
     return jnp.where(v < 0.5, low, high)
 
 
