@@ -169,7 +169,9 @@ def kv_ratio(v: Any, x: Any, *, least: float = 0.0) -> jax.Array:
     if least > 0:
         v = jnp.where(v >= least, v, one * jnp.nan)
     if known:
-        found = v / safe - log_kv_dx(given, safe, least=least)
+        # Beside x in the dtype that is computed in.
+        order = np.asarray(given).astype(v.dtype) if _known(given) else v
+        found = v / safe - log_kv_dx(order, safe, least=least)
     else:
         # K_{v+1} is K_{-v-1}: for v <= -1 it is the reciprocal for -v - 1, and between both
         # logarithms are small.
