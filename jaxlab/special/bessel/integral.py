@@ -103,7 +103,8 @@ def _nodes(v: jax.Array, x: jax.Array, cut: float, nodes: int) -> _Nodes:
     # A loop, because most of the time of compiling was that of six copies; and with all that others
     # read, because a compiler would write what follows it into each of those.
     ends = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, (right, left, left, left))
-    return _Nodes(*ends[2:], top)
+    _, _, first, step = ends
+    return _Nodes(first, step, top)
 
 
 def _halves(v: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
