@@ -33,7 +33,7 @@ def store(name: str, result: dict[str, Any], folder: str = "") -> Path:
         "versions": {p: metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
         "result": result,
     }
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)

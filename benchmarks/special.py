@@ -3,29 +3,32 @@
     python benchmarks/special.py                 # a GPU: 1e6, 1e7 and 1e8 elements
     python benchmarks/special.py --small         # a CPU: 1e5
     python benchmarks/special.py --minutes=3     # begin no cell after them; the same again goes on
-    python benchmarks/special.py --only="copy,time log_iv order 1023"  # cells whose keys begin so
+    python benchmarks/special.py --match="copy|order 1023"  # cells whose keys have it
+    python benchmarks/special.py --ahead=8       # a GPU: compiles 8 cells beside the measured one
 
 The floor is reading both arguments and writing the value at the bandwidth of a copy of as many
-float64 numbers (`--only=copy`), or where that is not stored of 2^27 (on a CPU 2^22). SciPy runs on
+float64 numbers (`--match=copy`), or where that is not stored of 2^27 (on a CPU 2^22). SciPy runs on
 one core of the host. SciPy and logbesselk (`pip install logbesselk`) are compared where they are
 installed; on a CPU logbesselk takes a millisecond an element, and gets few. The orders of "array of
 large orders" are an array, 30 to 300; of "large orders by least" too, and ours is told so by
 `least=30`.
 """
 
+import collections
 import functools
 import importlib.util
+import re
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from publish_special import (
-    ARGUMENTS,
     DERIVATIVES,
     NAME,
     VALUES,
@@ -38,11 +41,16 @@ from records import load, store
 from jaxlab.special import bessel
 from jaxlab.special.bessel.reference import extended
 
+_AHEAD = flags.DEFINE_integer("ahead", 0, "Cells that are compiled while another is measured.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
 _MINUTES = flags.DEFINE_float("minutes", 30.0, "No cell is begun after these.")
-_ONLY = flags.DEFINE_list("only", [""], "Cells whose keys begin with one of these.")
+_MATCH = flags.DEFINE_string("match", "", "Only cells whose key has this regular expression.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of everything.")
 _SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU.")
+# Of orders and arguments, values.
+Program = Callable[[Any, Any], Any]
+# What has been compiled, and takes the time.
+Measurement = Callable[[], dict[str, Any]]
 _POINTS = 20_000
 # Of a peer that is slow on a CPU.
 _FEW = 2_000
@@ -52,17 +60,48 @@ _ROUND_SECONDS = 0.02
 _MOST_CALLS = 64
 
 
+class Kind(NamedTuple):
+    """Of orders and arguments.
+
+    Attributes:
+      draw: makes n of both.
+      order: of all, where ours is told so.
+      least: of the orders, where ours is told so.
+      published: whether the published scheme is timed.
+    """
+
+    draw: Callable[[np.random.Generator, int], Any]
+    order: float | None = None
+    least: float | None = None
+    published: bool = True
+
+
+def _powers(low: float, high: float, rng: np.random.Generator, n: int) -> Any:
+    return 10 ** rng.uniform(low, high, (2, n))
+
+
+def _one_order(order: float, rng: np.random.Generator, n: int) -> Any:
+    return np.full(n, order), 10 ** rng.uniform(0, 6, n)
+
+
+def _large_orders(rng: np.random.Generator, n: int) -> Any:
+    return rng.uniform(_LEAST, 300, n), rng.uniform(100, 600, n)
+
+
+KINDS = {
+    "mixed": Kind(functools.partial(_powers, -2, 4)),
+    "order 1023": Kind(functools.partial(_one_order, 1023.0), order=1023.0),
+    "small": Kind(functools.partial(_powers, -3, 1)),
+    "array of large orders": Kind(_large_orders, published=False),
+    "large orders by least": Kind(_large_orders, least=_LEAST, published=False),
+}
+
+
 @functools.lru_cache(2)
-def arguments(kind: str, n: int, dtype: str) -> tuple[Any, np.ndarray]:
-    """Orders, or the one order, and arguments."""
-    rng = np.random.default_rng(5)
-    if kind == ARGUMENTS[1]:
-        return 1023.0, (10 ** rng.uniform(0, 6, n)).astype(dtype)
-    if kind in ARGUMENTS[3:]:
-        return rng.uniform(_LEAST, 300, n).astype(dtype), rng.uniform(100, 600, n).astype(dtype)
-    low, high = (-3, 1) if kind == ARGUMENTS[2] else (-2, 4)
-    v, x = (10 ** rng.uniform(low, high, (2, n))).astype(dtype)
-    return v, x
+def arguments(kind: str, n: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Orders and arguments."""
+    v, x = KINDS[kind].draw(np.random.default_rng(5), n)
+    return v.astype(dtype), x.astype(dtype)
 
 
 def seconds(run: Callable[[], Any]) -> dict[str, Any]:
@@ -76,8 +115,8 @@ def seconds(run: Callable[[], Any]) -> dict[str, Any]:
     jax.block_until_ready(run())
     once = time.perf_counter() - began
     calls = max(1, min(_MOST_CALLS, int(_ROUND_SECONDS / once)))
-    times = []
-    for _ in range(_ROUNDS.value if once < 1 else 2):
+    times = [] if once < 1 else [once]
+    for _ in range(_ROUNDS.value if once < 1 else 1):
         began = time.perf_counter()
         jax.block_until_ready([run() for _ in range(calls)])
         times.append((time.perf_counter() - began) / calls)
@@ -88,105 +127,116 @@ def seconds(run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def compiled(name: str, kind: str, v: Any, x: np.ndarray, method: str) -> Callable[[], Any]:
-    """A call of a function, on the device."""
-    fn = getattr(bessel, name)
+def compiled(name: str, dtype: str, n: int, method: str, kind: str = "mixed") -> Program:
+    """A function of n orders and arguments, as a program."""
+    if method == "scipy":
+        return functools.partial(_scipy, name)
+    shape = jax.ShapeDtypeStruct((n,), dtype)
+    if method == "logbesselk":
+        from logbesselk.jax import log_bessel_k  # pyright: ignore
+
+        return jax.jit(jax.vmap(log_bessel_k)).lower(shape, shape).compile()
     settings: dict[str, Any] = {"method": method} if name in VALUES else {}
-    if kind == ARGUMENTS[4]:
-        settings["least"] = _LEAST
-    placed = jnp.asarray(x)
-    if kind == ARGUMENTS[1]:
-        one = jax.jit(lambda x: fn(v, x, **settings))
-        return lambda: one(placed)
-    both, orders = jax.jit(lambda v, x: fn(v, x, **settings)), jnp.asarray(v)
-    return lambda: both(orders, placed)
+    order, least = KINDS[kind].order, KINDS[kind].least
+    if least is not None:
+        settings["least"] = least
+    fn = functools.partial(getattr(bessel, name), **settings)
+    if order is None:
+        return jax.jit(fn).lower(shape, shape).compile()
+    program = jax.jit(lambda x: fn(order, x)).lower(shape).compile()
+    return lambda v, x: program(x)
 
 
-def timed(name: str, kind: str, dtype: str, n: int, peer: str) -> dict[str, Any]:
-    """The time of one implementation."""
-    v, x = arguments(kind, n, dtype)
-    if peer in ("auto", "paper"):
-        return seconds(compiled(name, kind, v, x, peer))
-    return seconds(_PEERS[peer](name, v, x))
-
-
-def _scipy(name: str, v: Any, x: np.ndarray) -> Callable[[], Any]:
+def _scipy(name: str, v: Any, x: Any) -> np.ndarray:
     from scipy import special
 
     scaled, sign = (special.ive, 1) if name == "log_iv" else (special.kve, -1)
-
-    def run() -> np.ndarray:
-        with np.errstate(all="ignore"):
-            return np.log(scaled(v, x)) + sign * x
-
-    return run
+    with np.errstate(all="ignore"):
+        return np.log(scaled(v, x)) + sign * x
 
 
-def _logbesselk(name: str, v: Any, x: np.ndarray) -> Callable[[], Any]:
-    from logbesselk.jax import log_bessel_k  # pyright: ignore
+def timed(name: str, kind: str, dtype: str, n: int, method: str) -> Measurement:
+    """The time of one implementation."""
+    program = compiled(name, dtype, n, method, kind)
 
-    fn = jax.jit(jax.vmap(log_bessel_k))
-    orders, placed = jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape), jnp.asarray(x)
-    return lambda: fn(orders, placed)
+    def measure() -> dict[str, Any]:
+        v, x = arguments(kind, n, dtype)
+        if method != "scipy":
+            v, x = jnp.asarray(v), jnp.asarray(x)
+        return seconds(lambda: program(v, x))
+
+    return measure
 
 
-_PEERS = {"scipy": _scipy, "logbesselk": _logbesselk}
-
-
-def accuracy(name: str, dtype: str, method: str) -> dict[str, Any]:
-    """Errors over mixed arguments, relative to how far the last digits of those move the value."""
+@functools.lru_cache(2)
+def exact(points: int, dtype: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Mixed orders and arguments, with all values and derivatives in extended precision."""
     rng = np.random.default_rng(6)
-    points = _FEW if method == "logbesselk" and _SMALL.value else _POINTS
     v, x = ((10 ** rng.uniform(-6, 6, points)).astype(dtype) for _ in range(2))
-    truth, kind = extended(v, x), name[:6]
-    with np.errstate(all="ignore"):
-        run = _PEERS[method](name, v, x) if method in _PEERS else compiled(name, "", v, x, method)
-        value = np.asarray(run())
-    exact = truth[name]
-    scale = np.maximum(1, np.abs(exact))
-    if name in VALUES:
-        scale = scale + np.abs(v * truth[f"{kind}_dv"]) + np.abs(x * truth[f"{kind}_dx"])
-    with np.errstate(all="ignore"):
-        error = (np.abs(value - exact) / scale).astype(float)
-    error[~np.isfinite(value)] = np.nan
-    worst = int(np.nanargmax(error))
-    return {
-        "error": error[worst],
-        "at": [float(v[worst]), float(x[worst])],
-        "not_finite": int(np.sum(~np.isfinite(value))),
-        "points": points,
-    }
+    return v, x, extended(v, x)
 
 
-def near_small_orders(method: str) -> dict[str, Any]:
+def accuracy(name: str, dtype: str, method: str) -> Measurement:
+    """Errors over mixed arguments, relative to how far the last digits of those move the value."""
+    points = _FEW if method == "logbesselk" and _SMALL.value else _POINTS
+    program = compiled(name, dtype, points, method)
+
+    def measure() -> dict[str, Any]:
+        v, x, truth = exact(points, dtype)
+        kind, value = name[:6], np.asarray(program(v, x))
+        scale = np.maximum(1, np.abs(truth[name]))
+        if name in VALUES:
+            scale = scale + np.abs(v * truth[f"{kind}_dv"]) + np.abs(x * truth[f"{kind}_dx"])
+        with np.errstate(all="ignore"):
+            error = (np.abs(value - truth[name]) / scale).astype(float)
+        error[~np.isfinite(value)] = np.nan
+        return {**_worst(error, v, x), "not_finite": int(np.sum(~np.isfinite(value)))}
+
+    return measure
+
+
+def near_small_orders(method: str) -> Measurement:
     """Errors of log K in float64 where the published scheme has most, over max(1, |value|)."""
     v, x = np.meshgrid(np.r_[0.0, np.geomspace(1e-6, 1, 60)], np.geomspace(0.1, 2, 300))
     v, x = v.ravel(), x.ravel()
-    exact = extended(v, x)["log_kv"]
-    value = np.asarray(compiled("log_kv", "", v, x, method)())
-    error = (np.abs(value - exact) / np.maximum(1, np.abs(exact))).astype(float)
-    worst = int(np.argmax(error))
+    program = compiled("log_kv", "float64", v.size, method)
+
+    def measure() -> dict[str, Any]:
+        truth = extended(v, x)["log_kv"]
+        difference = np.abs(np.asarray(program(v, x)) - truth)
+        return _worst((difference / np.maximum(1, np.abs(truth))).astype(float), v, x)
+
+    return measure
+
+
+def _worst(error: np.ndarray, v: np.ndarray, x: np.ndarray) -> dict[str, Any]:
+    worst = int(np.nanargmax(error))
     return {"error": error[worst], "at": [float(v[worst]), float(x[worst])], "points": v.size}
 
 
-def copied(n: int) -> dict[str, Any]:
+def copied(n: int) -> Measurement:
     """The time of reading n numbers and writing as many."""
-    x = jnp.ones(n, jnp.float64)
-    copy = jax.jit(lambda x: x + 1)
-    return seconds(lambda: copy(x))
+    shape = jax.ShapeDtypeStruct((n,), jnp.float64)
+    program = jax.jit(lambda x: x + 1).lower(shape).compile()
+
+    def measure() -> dict[str, Any]:
+        x = jnp.ones(n, jnp.float64)
+        return seconds(lambda: program(x))
+
+    return measure
 
 
-def cells() -> dict[str, Callable[[], dict[str, Any]]]:
-    """By key, in the order in which they are run."""
+def cells() -> dict[str, Callable[[], Measurement]]:
+    """By key what compiles each, in the order in which they are run."""
     sizes = (100_000,) if _SMALL.value else (1_000_000, 10_000_000, 100_000_000)
-    made: dict[str, Callable[[], dict[str, Any]]] = {}
+    made: dict[str, Callable[[], Measurement]] = {}
     for dtype in ("float64", "float32"):
         for method in ("auto", "paper"):
             for name in (*VALUES, *(DERIVATIVES if method == "auto" else ())):
                 made[f"accuracy {name} {dtype} {method}"] = lambda a=(name, dtype, method): (
                     accuracy(*a)
                 )
-    peers = [p for p in _PEERS if importlib.util.find_spec(p)]
+    peers = [p for p in ("scipy", "logbesselk") if importlib.util.find_spec(p)]
     for dtype in ("float64", "float32"):
         for peer in peers:
             for name in VALUES if peer == "scipy" else VALUES[1:]:
@@ -196,10 +246,10 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
     for n in sizes:
         made[copy_key(n)] = lambda n=n: copied(n)
         for dtype in ("float64", "float32"):
-            for kind in ARGUMENTS:
+            for kind in KINDS:
                 largest = n > _MOST_OF_PEERS
                 wanted = [(name, "auto") for name in (*VALUES, *DERIVATIVES)]
-                if not largest and kind in ARGUMENTS[:3]:
+                if not largest and KINDS[kind].published:
                     wanted += [(name, "paper") for name in VALUES]
                 if not largest and "scipy" in peers:
                     wanted += [(name, "scipy") for name in VALUES]
@@ -214,6 +264,26 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
     return made
 
 
+def _ahead(
+    cells: dict[str, Callable[[], Measurement]], most: int
+) -> Iterator[tuple[str, Measurement]]:
+    """Cells with their compiled measurements, so many of them compiled before they are wanted."""
+
+    def make(key: str) -> Measurement:
+        with jax.enable_x64(True):  # of this thread
+            return cells[key]()
+
+    with ThreadPoolExecutor(max(most, 1)) as pool:
+        keys, waiting = list(cells), collections.deque()
+        try:
+            for number, key in enumerate(keys):
+                for later in keys[number + len(waiting) : number + most + 1]:
+                    waiting.append(pool.submit(make, later))
+                yield key, waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def main(argv: list[str]) -> None:
     """Runs what is missing, and stores after every cell."""
     del argv
@@ -223,17 +293,15 @@ def main(argv: list[str]) -> None:
         result = load(name, _FOLDER.value) or {"cells": {}}
         if "bandwidth" not in result:
             n = 2**22 if _SMALL.value else 2**27
-            result["bandwidth"] = 2 * 8 * n / copied(n)["seconds"]
-        wanted = {
-            k: make for k, make in cells().items() if k.startswith(tuple(_ONLY.value or [""]))
-        }
+            result["bandwidth"] = 2 * 8 * n / copied(n)()["seconds"]
+        wanted = {k: make for k, make in cells().items() if re.search(_MATCH.value, k)}
         missing = {k: make for k, make in wanted.items() if k not in result["cells"]}
-        for number, (key, make) in enumerate(missing.items(), 1):
+        for number, (key, measure) in enumerate(_ahead(missing, _AHEAD.value), 1):
             minutes = (time.perf_counter() - began) / 60
             if minutes > _MINUTES.value:
                 print(f"stopped; {len(missing) - number + 1} cells are missing")
                 break
-            result["cells"][key] = make()
+            result["cells"][key] = measure()
             store(name, result, _FOLDER.value)
             print(f"[{number}/{len(missing)}, {minutes:.1f} min] {key}", flush=True)
         print("\n\n".join(tables(result)))
