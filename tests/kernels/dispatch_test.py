@@ -129,8 +129,8 @@ KEYS = {
         lambda of, **key: of(**{"block": 1, **key}),
     ),
     "gemv": (
-        r"(?P<x_dtype>\w+)/m(?P<m>\d+)/n(?P<n>\d+)/b(?P<rows>\d+)",
-        lambda of, **key: of(dtype="bfloat16", **key),
+        r"(?P<turned>At/)?(?P<x_dtype>\w+)/m(?P<m>\d+)/n(?P<n>\d+)/b(?P<rows>\d+)",
+        lambda of, turned="", **key: of(dtype="bfloat16", transposed=bool(turned), **key),
     ),
     "low_rank_matmul": (
         r"(?P<dtype>\w+)/r(?P<rank>\d+)/(?P<n>\d+)x(?P<k>\d+)/b(?P<rows>\d+)",

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from jaxlab.kernels import dispatch, rules
-from jaxlab.kernels.gemv import Config, Problem, gemv
+from jaxlab.kernels.gemv import Config, Problem, gemv, wins
 from jaxlab.kernels.gemv.reference import parts
 from jaxlab.optim.mfac import precondition_row, window_init, window_push
 
 
-def operands(m, n, dtype=jnp.float32):
+def operands(m, n, transposed=False, dtype=jnp.float32):
     rng = np.random.default_rng(m + n)
     a = jnp.asarray(rng.normal(size=(m, n)), jnp.bfloat16)
-    x = jnp.asarray(rng.normal(size=n), dtype)
-    return a, x, np.asarray(a, np.float64) @ np.asarray(x, np.float64)
+    x = jnp.asarray(rng.normal(size=m if transposed else n), dtype)
+    wide, vector = np.asarray(a, np.float64), np.asarray(x, np.float64)
+    return a, x, (wide.T if transposed else wide) @ vector
 
 
 def off(y, exact):
@@ -41,26 +42,55 @@ def test_an_infinity_is_one_and_the_largest_numbers_count_as_one():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_xla_is_right_at_any_size(dtype):
-    a, x, exact = operands(7, 100, dtype)
-    y = jax.jit(gemv)(a, x)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_xla_is_right_at_any_size(transposed, dtype):
+    a, x, exact = operands(7, 100, transposed, dtype)
+    y = jax.jit(functools.partial(gemv, transposed=transposed))(a, x)
     assert y.dtype == jnp.float32
     # A float32 vector that was rounded to bfloat16 would be off by 1e-3.
     assert off(y, exact) <= 1e-6
 
 
-@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="this jax cannot interpret it")
+interpreted = pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="this jax cannot interpret it"
+)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("config", [Config(1, 2, 2, 3), Config(2, 1, 3, 5), Config(2, 4, 2, 1)])
-def test_the_interpreted_kernel_has_the_digits_of_float32(config):
+def test_the_interpreted_kernel_has_the_digits_of_float32(config, transposed, dtype):
     # Pieces of columns: as many as the blocks take turns for, and not as many for all.
-    a, x, exact = operands(128, 1280 if config.wide == 1 else 1024)
-    assert off(gemv(a, x, config=config, interpret=True), exact) <= 1e-6
+    a, x, exact = operands(128, 1280 if config.wide == 1 else 1024, transposed, dtype)
+    y = gemv(a, x, transposed=transposed, config=config, interpret=True)
+    assert off(y, exact) <= 1e-6
 
 
-@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="this jax cannot interpret it")
-def test_blocks_without_columns_add_nothing():
-    a, x, exact = operands(64, 128, jnp.bfloat16)
-    assert off(gemv(a, x, config=Config(1, 1, 2, 4), interpret=True), exact) <= 1e-6
+@interpreted
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("pieces", [1, 8, 9, 17, 23])
+def test_folds_of_any_length_have_every_number_of_x_once(pieces, dtype):
+    # With 9 pieces 8 folds are of 2: one has 1, and three have none.
+    a, x, exact = operands(64, 64 * pieces, dtype=dtype)
+    assert off(gemv(a, x, config=Config(1, 1, 2, 2), interpret=True), exact) <= 1e-6
+
+
+@interpreted
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks_without_columns_add_nothing(transposed):
+    a, x, exact = operands(64, 128, transposed, jnp.bfloat16)
+    y = gemv(a, x, transposed=transposed, config=Config(1, 1, 2, 4), interpret=True)
+    assert off(y, exact) <= 1e-6
+
+
+@interpreted
+def test_what_is_not_finite_stays_in_its_row():
+    a, x, exact = operands(64, 64 * 9, dtype=jnp.bfloat16)
+    for column in (0, -1):  # the last piece is brought for folds that have fewer, too
+        y = gemv(a.at[5, column].set(jnp.nan), x, config=Config(1, 1, 2, 2), interpret=True)
+        assert np.isnan(y[5])
+        assert off(np.delete(y, 5), np.delete(exact, 5)) <= 1e-6
 
 
 @pytest.fixture
@@ -76,16 +106,33 @@ def lower_for_cuda(on_an_h100, monkeypatch):
     return lower
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("config", [None, Config(4, 1, 3, 132), Config(2, 4, 2, 7)])
-def test_the_kernel_lowers_for_cuda(lower_for_cuda, config):
-    product = functools.partial(gemv, implementation="mosaic_gpu", config=config)
+def test_the_kernel_lowers_for_cuda(lower_for_cuda, config, transposed, dtype):
+    product = functools.partial(
+        gemv, transposed=transposed, implementation="mosaic_gpu", config=config
+    )
     a = jax.ShapeDtypeStruct((512, 65536), jnp.bfloat16)
-    x = jax.ShapeDtypeStruct((65536,), jnp.float32)
+    x = jax.ShapeDtypeStruct((512 if transposed else 65536,), dtype)
     assert lower_for_cuda(product, a, x).count("mosaic_gpu_v2") == 1
 
 
+@pytest.mark.parametrize(
+    ("n", "dtype", "pads"),
+    [(65536, jnp.bfloat16, 0), (65536 + 128, jnp.bfloat16, 1), (65536, jnp.float32, 1)],
+)
+def test_x_of_bfloat16_is_not_copied_where_its_folds_divide(lower_for_cuda, n, dtype, pads):
+    product = functools.partial(gemv, implementation="mosaic_gpu", config=Config(2, 2, 3, 66))
+    shapes = jax.ShapeDtypeStruct((512, n), jnp.bfloat16), jax.ShapeDtypeStruct((n,), dtype)
+    assert lower_for_cuda(product, *shapes).count("stablehlo.pad") == pads
+
+
 def test_a_window_takes_the_kernel_where_it_was_measured_to_win(lower_for_cuda, monkeypatch):
-    key = Problem(1, 128, 4096, "bfloat16", "bfloat16").key
+    keys = [
+        Problem(1, 128, 4096, "bfloat16", "bfloat16").key,
+        Problem(1, 128, 4096, "bfloat16", "float32", transposed=True).key,
+    ]
 
     def step(win, g):
         win = window_push(win, g)
@@ -93,48 +140,52 @@ def test_a_window_takes_the_kernel_where_it_was_measured_to_win(lower_for_cuda, 
 
     def lowered(dtype, implementation, **more):
         entry = {"implementation": implementation, "config": vars(Config())}
-        table = {"jax": jax.__version__, "layout": 1, "entries": {key: entry}, **more}
+        entries = dict.fromkeys(keys, entry)
+        table = {"jax": jax.__version__, "layout": 1, "entries": entries, **more}
         monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
         like = {"large": jnp.zeros((64, 64)), "small": jnp.zeros(63)}
         win = jax.eval_shape(lambda: window_init(128, like, dtype))
         return lower_for_cuda(step, win, like)
 
-    assert lowered(jnp.bfloat16, "mosaic_gpu").count("mosaic_gpu_v2") == 1
+    assert lowered(jnp.bfloat16, "mosaic_gpu").count("mosaic_gpu_v2") == 2
     assert lowered(jnp.bfloat16, "xla").count("mosaic_gpu_v2") == 0
     assert lowered(jnp.float32, "mosaic_gpu").count("mosaic_gpu_v2") == 0
     # Between sizes where it won there are some that it does not take: those stay as they were.
     won = {"implementation": "mosaic_gpu", "rows": [1, 1], "n": [128, 128], "k": [1, 10**6]}
     within = lowered(jnp.bfloat16, "mosaic_gpu", won={"bfloat16/m128": won})
-    assert within.count("mosaic_gpu_v2") == 1
-    assert within.count("dot_general") == lowered(jnp.bfloat16, "xla").count("dot_general")
+    assert within.count("mosaic_gpu_v2") == 2
+    assert within.count("dot_general") == lowered(jnp.bfloat16, "xla").count("dot_general") - 1
     for name in ("mosaic_gpu", "xla"):
         monkeypatch.setenv(dispatch.EVERYWHERE, name)
         kernels = lowered(jnp.bfloat16, "xla").count("mosaic_gpu_v2")
-        assert kernels == (1 if name == "mosaic_gpu" else 0)
+        assert kernels == (2 if name == "mosaic_gpu" else 0)
 
 
-def test_derivatives_and_batches_are_those_of_the_product():
-    a, x, exact = operands(5, 8)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_derivatives_and_batches_are_those_of_the_product(transposed):
+    a, x, exact = operands(5, 8, transposed)
+    product = functools.partial(gemv, transposed=transposed)
 
     def plain(a, x):
-        return jnp.matmul(a.astype(jnp.float32), x, precision="highest")
+        a = a.astype(jnp.float32)
+        return jnp.matmul(a.T if transposed else a, x, precision="highest")
 
     def loss(fn, a, x):
         return jnp.sum(jnp.sin(fn(a, x)))
 
     got, expected = (
-        jax.jit(jax.grad(functools.partial(loss, f), (0, 1)))(a, x) for f in (gemv, plain)
+        jax.jit(jax.grad(functools.partial(loss, f), (0, 1)))(a, x) for f in (product, plain)
     )
     assert off(got[0], expected[0]) <= 2**-8  # bfloat16, as `a` is
     assert off(got[1], expected[1]) <= 1e-6
-    y, tangent = jax.jvp(functools.partial(gemv, a), (x,), (2 * x,))
+    y, tangent = jax.jvp(functools.partial(product, a), (x,), (2 * x,))
     np.testing.assert_allclose(tangent, 2 * y, rtol=1e-6, atol=1e-6)
-    hessians = [jax.hessian(functools.partial(loss, f, a))(x) for f in (gemv, plain)]
+    hessians = [jax.hessian(functools.partial(loss, f, a))(x) for f in (product, plain)]
     assert off(*hessians) <= 1e-5
     batch = jnp.stack([x, 2 * x])
-    y = jax.vmap(functools.partial(gemv, a))(batch)
+    y = jax.vmap(functools.partial(product, a))(batch)
     assert off(y, np.stack([exact, 2 * exact])) <= 1e-6
-    twice = jax.vmap(gemv)(jnp.stack([a, a + a]), batch)
+    twice = jax.vmap(product)(jnp.stack([a, a + a]), batch)
     assert off(twice, np.stack([exact, 4 * exact])) <= 1e-6
 
 
@@ -144,10 +195,14 @@ def test_what_it_does_not_take():
         gemv(a.astype(jnp.float32), x)
     with pytest.raises(TypeError, match="x must be bfloat16 or float32, not int32"):
         gemv(a, jnp.arange(256))
-    with pytest.raises(
-        ValueError, match=r"\(128,\) does not meet a of \(128, 256\); nearest: \(256,"
-    ):
-        gemv(a, x[:128])
+    for transposed, wrong, right in ((False, 128, 256), (True, 256, 128)):
+        says = (
+            rf"x of shape \({wrong},\) does not meet a of \(128, 256\), "
+            rf"transposed={transposed}; nearest: \({right},\)"
+        )
+        with pytest.raises(ValueError, match=says):
+            gemv(a, x[:wrong], transposed=transposed)
+        assert not wins(a, x[:wrong], transposed=transposed)
     with pytest.raises(ValueError, match=r"a of shape \(256,\) must have two axes"):
         gemv(a[0], x)
     with pytest.raises(NotImplementedError, match="needs a GPU"):
@@ -171,9 +226,19 @@ def test_what_it_does_not_take():
         assert says in problem.refuse(config)
 
 
-def test_every_candidate_fits():
+def test_the_plain_product_has_the_names_that_measurements_are_stored_under():
+    problem = Problem(1, 512, 7813632, "bfloat16", "bfloat16")
+    assert problem.family == "bfloat16/m512"
+    assert problem.key == "bfloat16/m512/n7813632/b1"
+    turned = problem._replace(transposed=True)
+    assert turned.key == "At/bfloat16/m512/n7813632/b1"
+    assert turned.sizes == problem.sizes[::-1]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_candidate_fits(transposed):
     for m, n, least in ((512, 7813632, 8), (128, 64, 1), (1024, 65536, 8)):
-        problem = Problem(1, m, n, "bfloat16", "float32")
+        problem = Problem(1, m, n, "bfloat16", "float32", transposed)
         found = problem.candidates()
         assert len(set(found)) == len(found) >= least
         assert not any(problem.refuse(config) for config in found)

@@ -61,19 +61,23 @@ def kron(name, x, a, b):
     return kron_matvec(x, a, b, implementation=name, config=config)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_matrix_and_a_vector(dtype):
-    # As many pieces of columns as no number of blocks has turns for.
-    m, n = 512, 256 * 1237
+# Pieces of columns: as many as no number of blocks has turns for, and as many as folds divide.
+@pytest.mark.parametrize("n", [256 * 1237, 256 * 1240])
+def test_a_matrix_and_a_vector(n, dtype, transposed):
+    m = 512
     rng = np.random.default_rng(0)
     a = jnp.asarray(rng.normal(size=(m, n)), jnp.bfloat16)
-    x = jnp.asarray(rng.normal(size=n), dtype)
+    x = jnp.asarray(rng.normal(size=m if transposed else n), dtype)
     # Where all numbers are positive, an error with one sign in every sum would add up.
     for matrix, column in ((a, x), (jnp.abs(a), jnp.abs(x))):
-        exact = np.asarray(matrix, np.float64) @ np.asarray(column, np.float64)
-        for config in vector.Problem(1, m, n, "bfloat16", str(x.dtype)).candidates():
-            product = functools.partial(vector.gemv, implementation="mosaic_gpu", config=config)
-            assert off(jax.jit(product)(matrix, column), exact) <= 2**-16
+        wide = np.asarray(matrix, np.float64)
+        exact = (wide.T if transposed else wide) @ np.asarray(column, np.float64)
+        for config in vector.Problem(1, m, n, "bfloat16", str(x.dtype), transposed).candidates():
+            how = {"transposed": transposed, "implementation": "mosaic_gpu", "config": config}
+            product = jax.jit(functools.partial(vector.gemv, **how))
+            assert off(product(matrix, column), exact) <= 2**-16
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])

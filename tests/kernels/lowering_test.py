@@ -46,8 +46,8 @@ def few_groups():
     return jax.eval_shape(lambda w: pack_nm(w, w > 0, 2, 4), w)
 
 
-def vector(x, a):
-    return gemv(a, x, implementation="mosaic_gpu")
+def vector(x, a, transposed=False):
+    return gemv(a, x, transposed=transposed, implementation="mosaic_gpu")
 
 
 def with_unpack(unpack, tile_n=128):
@@ -78,6 +78,12 @@ FLOATING = {
 EVERY = {
     **FLOATING,
     "gemv": (vector, lambda: [shaped(512, dtype=jnp.float32), shaped(128, 512)], 1),
+    "gemv_folded": (vector, lambda: [shaped(576), shaped(128, 576)], 1),
+    "gemv_transposed": (
+        functools.partial(vector, transposed=True),
+        lambda: [shaped(128, dtype=jnp.float32), shaped(128, 512)],
+        1,
+    ),
     "nm_in_place": (
         functools.partial(nm, config=Cut(ways=1, stages=1, in_place=True)),
         lambda: [shaped(8, 1024), few_groups()],

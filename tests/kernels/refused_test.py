@@ -19,6 +19,11 @@ MONARCH = monarch_matmul.Problem(256, 4, 64, 4, 64, 16)
 GEMV = gemv.Problem(1, 512, 65536, "bfloat16", "float32")
 OPS = {
     "gemv": (GEMV.refuse, gemv.Config, ("tall", "wide", "stages", "blocks")),
+    "gemv_transposed": (
+        GEMV._replace(transposed=True).refuse,
+        gemv.Config,
+        ("tall", "wide", "stages", "blocks"),
+    ),
     "streamed": (STREAMED.refuse, plan.Config, ("ways", "stages", "split_k", "depth", "parts")),
     "kron": (KRON.refuse, kron_matvec.Config, ("ways", "stages", "blocks")),
     "low_rank": (LOW_RANK.refuse, low_rank_matmul.Config, ("ways", "stages", "down", "up")),

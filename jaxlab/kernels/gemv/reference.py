@@ -10,23 +10,28 @@ from jax import lax
 PARTS = 3
 
 
-def reference(x: jax.Array, packed: Any, floating: tuple[jax.Array]) -> jax.Array:
-    """The product in float32, of rows x: (rows, n) to (rows, m)."""
+def reference(
+    x: jax.Array, packed: Any, floating: tuple[jax.Array], *, transposed: bool
+) -> jax.Array:
+    """The product in float32, of rows x: (rows, inputs) to (rows, outputs)."""
     a = floating[0].astype(jnp.float32)
-    return jnp.matmul(x.astype(jnp.float32), a.T, precision=lax.Precision.HIGHEST)
+    x = x.astype(jnp.float32)
+    return jnp.matmul(x, a if transposed else a.T, precision=lax.Precision.HIGHEST)
 
 
-def xla(x: jax.Array, packed: Any, floating: tuple[jax.Array]) -> jax.Array:
+def xla(x: jax.Array, packed: Any, floating: tuple[jax.Array], *, transposed: bool) -> jax.Array:
     """The same without a float32 copy of the matrix: a product with the parts of the vector."""
     (a,) = floating
     apart = parts(x, a.dtype)
-    y = lax.dot_general(apart, a, (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    axes = (((2,), (0 if transposed else 1,)), ((), ()))
+    y = lax.dot_general(apart, a, axes, preferred_element_type=jnp.float32)
     return jnp.sum(y, axis=0)
 
 
-def sums(a: jax.Array, x: jax.Array) -> jax.Array:
+def sums(a: jax.Array, x: jax.Array, *, transposed: bool) -> jax.Array:
     """The same of one vector without tensor cores, as XLA differentiates it."""
-    return jnp.sum(a.astype(jnp.float32) * x.astype(jnp.float32)[None], axis=1)
+    along = x.astype(jnp.float32)[:, None] if transposed else x.astype(jnp.float32)[None]
+    return jnp.sum(a.astype(jnp.float32) * along, axis=0 if transposed else 1)
 
 
 def parts(x: jax.Array, dtype: Any) -> jax.Array:

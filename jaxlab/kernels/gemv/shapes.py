@@ -10,6 +10,18 @@ from jaxlab.kernels.plan import MOST_BARRIERS, PROCESSORS, ROWS_STEP, SHARED_BYT
 
 # Rows and columns that one copy brings.
 MOST_SIDE = 256
+# Cuts to try, by whether A is transposed: tiles of rows and of columns, blocks of threads that a
+# processor has at a time, and tiles in flight.
+_CUTS = {
+    False: (
+        *((2, 2, 2, 3), (1, 4, 2, 3), (2, 4, 1, 3), (2, 3, 1, 4), (1, 3, 2, 4), (1, 2, 4, 3)),
+        *((4, 1, 2, 3), (4, 4, 1, 2), (1, 4, 1, 6), (4, 2, 1, 3), (1, 1, 4, 6)),
+    ),
+    True: (
+        *((1, 4, 2, 3), (2, 2, 2, 3), (1, 2, 4, 3), (4, 4, 1, 2), (4, 1, 2, 3)),
+        *((2, 4, 1, 3), (1, 4, 1, 6), (4, 2, 1, 3), (1, 1, 4, 6)),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +49,8 @@ class Problem(NamedTuple):
     n: int
     dtype: str
     x_dtype: str
+    # Whether it is the product with A.T, which has x of (rows, m).
+    transposed: bool = False
 
     # Plain arrays have one.
     layout_version = 1
@@ -44,12 +58,12 @@ class Problem(NamedTuple):
     @property
     def family(self) -> str:
         """What is measured together."""
-        return f"{self.x_dtype}/m{self.m}"
+        return f"{'At/' if self.transposed else ''}{self.x_dtype}/m{self.m}"
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Outputs and inputs."""
-        return self.m, self.n
+        return (self.n, self.m) if self.transposed else (self.m, self.n)
 
     @property
     def key(self) -> str:
@@ -59,6 +73,8 @@ class Problem(NamedTuple):
     def shared_bytes(self, config: Config) -> int:
         """Shared memory that the kernel takes, a little overestimated."""
         tall, wide = config.tall * TILE, config.wide * TILE
+        if self.transposed:
+            return config.stages * 2 * tall * wide + 2 * ROWS_STEP * self.m + 4 * wide + 2048
         return config.stages * 2 * (tall + ROWS_STEP) * wide + 4 * tall + 2048
 
     def refuse(self, config: Config) -> str:
@@ -91,14 +107,13 @@ class Problem(NamedTuple):
 
         >>> Problem(1, 512, 65536, "bfloat16", "bfloat16").candidates(2)
         [Config(tall=2, wide=2, stages=3, blocks=66), Config(tall=1, wide=4, stages=3, blocks=33)]
+        >>> Problem(1, 512, 65536, "bfloat16", "float32", transposed=True).candidates(1)
+        [Config(tall=1, wide=4, stages=3, blocks=264)]
         """
         found = []
-        for tall, wide, share, stages in (
-            *((2, 2, 2, 3), (1, 4, 2, 3), (2, 4, 1, 3), (1, 2, 4, 3), (4, 1, 2, 3)),
-            *((4, 4, 1, 2), (1, 4, 1, 6), (4, 2, 1, 3), (1, 1, 4, 6)),
-        ):
+        for tall, wide, share, stages in _CUTS[self.transposed]:
             # Blocks that have the same columns and other rows are there beside them.
-            beside = max(self.m // (tall * TILE), 1)
+            beside = 1 if self.transposed else max(self.m // (tall * TILE), 1)
             blocks = max(share * PROCESSORS // beside, 1)
             # As many tiles in flight as leave room for the other blocks of a processor.
             for deep in range(stages, 1, -1):
@@ -109,7 +124,7 @@ class Problem(NamedTuple):
         return found[:most]
 
 
-def problem_of(x: Any, a: jax.Array) -> Problem:
-    """The problem of rows x, (rows, n), with A of (m, n)."""
+def problem_of(x: Any, a: jax.Array, transposed: bool) -> Problem:
+    """The problem of rows x, (rows, inputs), with A of (m, n)."""
     m, n = a.shape
-    return Problem(x.shape[0], m, n, str(a.dtype), str(x.dtype))
+    return Problem(x.shape[0], m, n, str(a.dtype), str(x.dtype), transposed)
