@@ -10,7 +10,7 @@ The copy is measured in the same run, over an array of a quarter of the window, 
 counted. The parameters are those of a small BERT, 11.1 million in 60 arrays.
 
 `--formulations` times every form that jaxlab/optim/mfac/products.py has of both products, over all
-parameters and over the largest alone, the kernel of jaxlab.kernels.gemv over all, the system of m,
+parameters and over the largest alone, the kernels of jaxlab.kernels.gemv over all, the system of m,
 and steps with the forms that are in use, with the fastest, and with the kernel. What is stored
 already is not run again; the stored results also have forms that were slower and are no longer
 there.
@@ -149,7 +149,10 @@ def formulations(m: int, dtype: str, found: dict[str, Any], keep: Callable[[], A
     through = lambda win, g: window_products(win, jax.tree.map(lambda x: x.astype(dtype), g))  # noqa: E731
     back = lambda win, a: window_combination(a, win.rows)  # noqa: E731
     one = lambda tree: {largest: tree[largest]}  # noqa: E731
-    cases: dict[str, Any] = {"products gemv": (None, through, win, like)}
+    cases: dict[str, Any] = {
+        "products gemv": (None, through, win, like),
+        "combination gemv": (None, back, win, weights),
+    }
     for name in products.PRODUCTS:
         forms = products.Forms(products=name)
         cases[f"products {name}"] = (forms, through, win, like)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core.matrix import accumulator
-from jaxlab.core.varying import on_one_device
+from jaxlab.core.varying import on_one_device, varying
 from jaxlab.kernels.gemv import gemv, wins
 from jaxlab.kernels.gemv.reference import parts
 
@@ -31,6 +31,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 _FEW = 2**-12
 # Of all numbers, at most so many are copied so that those arrays are read at once.
 _COPIED = 2**-6
+# Launches in a row from which XLA makes a CUDA graph (`xla_gpu_graph_min_graph_size`).
+_GRAPH = 5
 
 
 def joined(
@@ -84,8 +86,40 @@ def row_combination(weights: jax.Array, rows: jax.Array) -> jax.Array:
     """
     if rows.size == 0 or rows.ndim == 1:
         return _scaled_sum(weights, rows)
+    m, shape = rows.shape[0], rows.shape[1:]
+    matrix = jax.ShapeDtypeStruct((m, math.prod(shape)), rows.dtype)
+    if wins(matrix, weights, transposed=True):
+        return gemv(rows.reshape(matrix.shape), weights, transposed=True).reshape(shape)
     form = COMBINATIONS[_forms(rows).combination]
     return jax.lax.platform_dependent(weights, rows, cpu=_combined, default=form)
+
+
+def row_combinations(weights: jax.Array, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """`row_combination` of each array, (m, ...): on a GPU the largest begins before the others.
+
+    >>> row_combinations(jnp.array([2.0, 3.0]), [jnp.eye(2)])[0].tolist()
+    [2.0, 3.0]
+    """
+    if len(arrays) <= _GRAPH or not on_one_device():
+        return [row_combination(weights, rows) for rows in arrays]
+    first = max(range(len(arrays)), key=lambda i: arrays[i].size)
+    y = row_combination(weights, arrays[first])
+    # Weights that devices share, inside `shard_map`, must stay what they share.
+    if varying(y) <= varying(weights):
+        weights, y = jax.lax.platform_dependent(weights, y, cpu=lambda *both: both, default=_behind)
+    return [y if i == first else row_combination(weights, rows) for i, rows in enumerate(arrays)]
+
+
+def _behind(weights: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The weights for what is launched after y, in a CUDA graph of its own.
+
+    All launches behind the system of m would be one graph, and the GPU would idle while the host
+    prepares it; with y apart from it, the host does so while y is computed. XLA has no word for
+    that, but it ends a graph where something comes that none holds: a Fourier transform is the
+    least of those.
+    """
+    weights, y = jax.lax.optimization_barrier((weights, y))
+    return weights + 0 * jnp.fft.rfft(weights[:2])[0].real, y
 
 
 def _product(rows: jax.Array, x: jax.Array, axes: Any) -> jax.Array:

@@ -26,7 +26,7 @@ from jaxlab.core.registry import suggest
 from jaxlab.core.varying import varied, varying
 from jaxlab.optim.mfac.checks import check_count, check_damp, check_floating, check_row_dtype
 from jaxlab.optim.mfac.compressed import SparseRows, dense_of, with_row
-from jaxlab.optim.mfac.products import joined, row_combination, row_products
+from jaxlab.optim.mfac.products import joined, row_combinations, row_products
 
 
 class FisherWindow(NamedTuple):
@@ -228,7 +228,9 @@ def ihvp(
 
 def solve(gram: jax.Array, shift: jax.Array, b: jax.Array) -> jax.Array:
     """(shift I + gram)^-1 b by Cholesky's factors."""
-    return jax.scipy.linalg.cho_solve((_factor(gram, shift), True), b.astype(gram.dtype))
+    return _by_factor(
+        gram, shift, lambda factor: jax.scipy.linalg.cho_solve((factor, True), b.astype(gram.dtype))
+    )
 
 
 def inverse_column(gram: jax.Array, shift: jax.Array, j: jax.Array | int) -> jax.Array:
@@ -237,29 +239,34 @@ def inverse_column(gram: jax.Array, shift: jax.Array, j: jax.Array | int) -> jax
     >>> inverse_column(jnp.diag(jnp.array([1.0, 3.0, 7.0])), jnp.array(1.0), 1).tolist()
     [0.0, 0.25, 0.0]
     """
+
+    def last(factor: jax.Array) -> jax.Array:
+        y = jnp.zeros_like(factor[0]).at[-1].set(1 / factor[-1, -1])
+        return jax.scipy.linalg.solve_triangular(factor, y, trans=1, lower=True)
+
     # With row j as the last, L y = e_j has y = e_j / L_jj.
-    factor = _factor(jnp.roll(gram, -(j + 1), (0, 1)), shift)
-    y = jnp.zeros_like(gram[0]).at[-1].set(1 / factor[-1, -1])
-    return jnp.roll(jax.scipy.linalg.solve_triangular(factor, y, trans=1, lower=True), j + 1)
+    return jnp.roll(_by_factor(jnp.roll(gram, -(j + 1), (0, 1)), shift, last), j + 1)
 
 
-def _factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
-    """Cholesky's factor of shift I + gram.
+def _by_factor(
+    gram: jax.Array, shift: jax.Array, solved: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """What Cholesky's factor of shift I + gram solves.
 
     In float32 the factorisation fails for nearly parallel gradients if the shift is some 1e7 times
     smaller than their squares. Then the diagonal is raised by the root of the rounding error, which
-    balances what rounding and what the change costs.
+    balances what rounding and what the change costs. The first factor solves before it is asked
+    whether it is one: a GPU's host waits for the answer.
     """
-    m = gram.shape[0]
-    matrix = gram + shift * jnp.eye(m, dtype=gram.dtype)
+    matrix = gram + shift * jnp.eye(gram.shape[0], dtype=gram.dtype)
     factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
+    x = solved(factor)
 
-    def raised():
+    def raised() -> jax.Array:
         share = float(jnp.finfo(gram.dtype).eps) ** 0.5
-        return jnp.linalg.cholesky(matrix + share * jnp.diag(jnp.diag(matrix)))
+        return solved(jnp.linalg.cholesky(matrix + share * jnp.diag(jnp.diag(matrix))))
 
-    is_good = jnp.all(jnp.isfinite(jnp.diag(factor)))
-    return jax.lax.cond(is_good, lambda: factor, raised)
+    return jax.lax.cond(jnp.all(jnp.isfinite(jnp.diag(factor))), lambda: x, raised)
 
 
 def window_products(win: FisherWindow, x: Any, axis_name: Any = None) -> jax.Array:
@@ -287,12 +294,11 @@ def _with_own_gram(win: FisherWindow) -> FisherWindow:
 
 def window_combination(weights: jax.Array, rows: Any) -> Any:
     """G^T weights: a tree of the gradient's structure."""
-
-    def combine(rows):
-        is_sparse = isinstance(rows, SparseRows)
-        return rows.combination(weights) if is_sparse else row_combination(weights, rows)
-
-    return jax.tree.map(combine, rows, is_leaf=_is_sparse)
+    leaves, tree = jax.tree.flatten(rows, is_leaf=_is_sparse)
+    dense = iter(row_combinations(weights, [x for x in leaves if not _is_sparse(x)]))
+    return tree.unflatten(
+        [x.combination(weights) if _is_sparse(x) else next(dense) for x in leaves]
+    )
 
 
 def divisor(win: FisherWindow, normaliser: str) -> jax.Array:

@@ -127,6 +127,41 @@ def test_a_window_is_the_same_with_arrays_joined_inside_shard_map():
     assert jax.tree.all(jax.tree.map(jnp.array_equal, sharded.rows, whole.rows))
 
 
+def test_on_a_gpu_the_largest_array_is_launched_before_the_others(monkeypatch):
+    shapes = [(3,), (64, 2), (), (5,), (2, 2), (7,)]
+    weights = draw(0, (4,), jnp.float32)
+    arrays = [draw(i, (4, *shape), jnp.float32) for i, shape in enumerate(shapes)]
+
+    def text(fn, arrays):
+        return jax.jit(fn).trace(weights, arrays).lower(lowering_platforms=("cuda",)).as_text()
+
+    def combined():  # another function each time: what was traced is not traced again
+        return lambda weights, arrays: module.row_combinations(weights, arrays)
+
+    assert "stablehlo.fft" not in text(combined(), arrays)  # there are two devices here
+    monkeypatch.setattr(module, "on_one_device", lambda: True)
+    assert text(combined(), arrays).count("stablehlo.fft") == 1
+    assert "stablehlo.fft" not in text(combined(), arrays[:5])  # too few for a graph
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    by_columns = [jax.P(None, "data") if x.ndim == 3 else jax.P() for x in arrays]
+    split = jax.shard_map(
+        combined(),
+        mesh=mesh,
+        in_specs=(jax.P(), by_columns),
+        out_specs=[jax.P(*spec[1:]) for spec in by_columns],
+    )
+    assert "stablehlo.fft" not in text(split, arrays)  # the weights would be each device's own
+    for got, rows in zip(jax.jit(split)(weights, arrays), arrays, strict=True):
+        np.testing.assert_allclose(got, np.tensordot(weights, rows, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("m", [1, 4])
+def test_what_orders_launches_changes_no_digit(m):
+    weights, y = draw(0, (m,), jnp.float32), draw(1, (5,), jnp.float32)
+    got = jax.jit(module._behind)(weights, y)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, got, (weights, y)))
+
+
 @pytest.mark.parametrize("branch", ["cpu", "default"])
 def test_a_gradient_is_written_alike_by_choice_and_by_branch(branch, monkeypatch):
     def named(*args, **branches):
