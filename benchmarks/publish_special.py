@@ -58,7 +58,10 @@ def _times(result: Any) -> list[str]:
     rows = []
     # Processes that shared the cells stored them in an order of their own.
     names = (*VALUES, *DERIVATIVES)
-    order = sorted(found, key=lambda r: (int(r[2]), r[1].split(", ")[::-1], names.index(r[0])))
+    order = sorted(
+        found,
+        key=lambda r: (int(r[2]), "float32" in r[1], "large" in r[1], r[1], names.index(r[0])),
+    )
     for name, kind, n in order:
         by_method = found[name, kind, n]
         wide = 8 if "float64" in kind else 4

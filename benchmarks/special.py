@@ -4,7 +4,7 @@
     python benchmarks/special.py --small         # a CPU: 1e5
     python benchmarks/special.py --minutes=3     # begin no cell after them; the same again goes on
     python benchmarks/special.py --match="copy|order 1023"  # cells whose keys have it
-    python benchmarks/special.py --ahead=8       # a GPU: compiles 8 cells beside the measured one
+    python benchmarks/special.py --threads=8     # compiles all cells before anything is measured
 
 The floor is reading both arguments and writing the value at the bandwidth of a copy of as many
 float64 numbers (`--match=copy`), or where that is not stored of 2^27 (on a CPU 2^22). SciPy runs on
@@ -14,7 +14,6 @@ large orders" are an array, 30 to 300; of "large orders by least" too, and ours 
 `least=30`.
 """
 
-import collections
 import functools
 import importlib.util
 import re
@@ -41,7 +40,6 @@ from records import load, store
 from jaxlab.special import bessel
 from jaxlab.special.bessel.reference import extended
 
-_AHEAD = flags.DEFINE_integer("ahead", 0, "Cells that are compiled while another is measured.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
 _MINUTES = flags.DEFINE_float("minutes", 30.0, "No cell is begun after these.")
 _MATCH = flags.DEFINE_string("match", "", "Only cells whose key has this regular expression.")
@@ -52,6 +50,7 @@ Program = Callable[[Any, Any], Any]
 # What has been compiled, and takes the time.
 Measurement = Callable[[], dict[str, Any]]
 _POINTS = 20_000
+_THREADS = flags.DEFINE_integer("threads", 0, "That compile; none: each cell when it is wanted.")
 # Of a peer that is slow on a CPU.
 _FEW = 2_000
 _LEAST = 30.0
@@ -264,24 +263,20 @@ def cells() -> dict[str, Callable[[], Measurement]]:
     return made
 
 
-def _ahead(
-    cells: dict[str, Callable[[], Measurement]], most: int
+def _compiled_by(
+    threads: int, cells: dict[str, Callable[[], Measurement]]
 ) -> Iterator[tuple[str, Measurement]]:
-    """Cells with their compiled measurements, so many of them compiled before they are wanted."""
+    """Cells and their measurements; threads are done before, as they would disturb those."""
 
     def make(key: str) -> Measurement:
         with jax.enable_x64(True):  # of this thread
             return cells[key]()
 
-    with ThreadPoolExecutor(max(most, 1)) as pool:
-        keys, waiting = list(cells), collections.deque()
-        try:
-            for number, key in enumerate(keys):
-                for later in keys[number + len(waiting) : number + most + 1]:
-                    waiting.append(pool.submit(make, later))
-                yield key, waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    if threads:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from zip(cells, list(pool.map(make, cells)), strict=True)
+    else:
+        yield from ((key, make(key)) for key in cells)
 
 
 def main(argv: list[str]) -> None:
@@ -296,7 +291,7 @@ def main(argv: list[str]) -> None:
             result["bandwidth"] = 2 * 8 * n / copied(n)()["seconds"]
         wanted = {k: make for k, make in cells().items() if re.search(_MATCH.value, k)}
         missing = {k: make for k, make in wanted.items() if k not in result["cells"]}
-        for number, (key, measure) in enumerate(_ahead(missing, _AHEAD.value), 1):
+        for number, (key, measure) in enumerate(_compiled_by(_THREADS.value, missing), 1):
             minutes = (time.perf_counter() - began) / 60
             if minutes > _MINUTES.value:
                 print(f"stopped; {len(missing) - number + 1} cells are missing")
