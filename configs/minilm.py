@@ -107,7 +107,7 @@ def get_config(arg: str | None = None) -> Config:
         tokenizer=folder,
     )
     # Without moments, which no step needs: AdamW's would be twice the model. Set it for training.
-    c.optim.update(name="sgd", momentum=0.0)
+    c.optim.update(name="sgd", sgd={"momentum": 0.0})
     # One layer is compiled instead of six; every method here makes a stack of equal matrices.
     c.model.update(name="sentence_encoder", scan_layers=True)
     method = _METHODS[c.method]

@@ -30,7 +30,12 @@ def get_config(arg: str | None = None) -> Config:
         feature_seed=c.seed,
     )
     c.optim.update(
-        name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip=0.0, schedule={"name": "constant"}
+        name="sgd",
+        lr=1.0,
+        weight_decay=0.0,
+        clip=0.0,
+        schedule={"name": "constant"},
+        sgd={"momentum": 0.0},  # of another optimizer it would be no argument
     )
     c.log.every = 1
     return c

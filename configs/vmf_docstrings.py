@@ -24,7 +24,12 @@ def get_config(arg: str | None = None) -> Config:
     c.task.update(name="vmf", components=c.components, prior=0.0 if c.components == 1 else 1.0)
     c.data.update(name="docstring_features", modules=c.modules, per_module=per_module)
     c.optim.update(
-        name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip=0.0, schedule={"name": "constant"}
+        name="sgd",
+        lr=1.0,
+        weight_decay=0.0,
+        clip=0.0,
+        schedule={"name": "constant"},
+        sgd={"momentum": 0.0},  # of another optimizer it would be no argument
     )
     c.log.every = 1
     return c

@@ -22,7 +22,8 @@ def base_config(file: str, arg: str | None = None, **variants: Any) -> Config:
 
     Returns:
       A ConfigDict. Its top level is complete and `lock` closes it; sections that are bound to a
-      constructor (model, data, task, optim, rules, phases) take any key of that constructor.
+      constructor (model, data, task, optim, rules, phases) take any key of that constructor;
+      `optim` also takes sections under names of optimizers, for the keys of one alone.
 
     Raises:
       ValueError: `arg` has an unknown name or a value of the wrong type.

@@ -24,7 +24,8 @@ def make_optimizer(
     Args:
       section: `name` and the named optimizer's arguments; `lr`, the peak learning rate;
         `schedule`; `weight_decay` with `decay_paths`, (pattern, factor) pairs, 0 where none
-        matches; `lr_paths`, likewise, 1 where none matches; `clip`, of the global norm.
+        matches; `lr_paths`, likewise, 1 where none matches; `clip`, of the global norm. What a
+        section of it under the name of an optimizer has is for that one alone.
       steps: length of the run, which schedules refer to.
 
     Returns:
@@ -41,11 +42,15 @@ def make_optimizer(
     [-0.10000000149011612, -0.10000000149011612]
     """
     name, arguments = registry.split_section("optimizer", section)
-    constructor = registry.get("optimizer", name)
-    legal = {*inspect.signature(constructor).parameters, *_SHARED} - {"learning_rate", "mask"}
-    for key in arguments:
-        if key not in legal:
-            raise ValueError(f"optim: {name!r} takes no {key!r}; {registry.suggest(key, legal)}")
+    registry.get("optimizer", name)
+    own = {n: arguments.pop(n) for n in registry.names("optimizer") if n in arguments}
+    for of, keys in {**own, name: {**arguments, **own.get(name, {})}}.items():
+        parameters = inspect.signature(registry.get("optimizer", of)).parameters
+        legal = {*parameters, *_SHARED} - {"learning_rate", "mask"}
+        for key in keys:
+            if key not in legal:
+                raise ValueError(f"optim: {of!r} takes no {key!r}; {registry.suggest(key, legal)}")
+    arguments |= own.get(name, {})
     shared = {key: arguments.pop(key) for key in list(arguments) if key in _SHARED}
     settings = {**_SHARED, **shared}
     if "lr" not in shared:

@@ -8,7 +8,7 @@ A = damp m I + K, of m x m, the identities of Woodbury and of push-through are
 Source: E. Frantar, E. Kurtic, D. Alistarh, "M-FAC", NeurIPS 2021, section 3.2. The paper and its
 code factor A by a recursion (`mfac_coefficients` has its numbers); Cholesky's has fewer steps in a
 row. The paper's code preconditions every vector by the first identity; the second, which subtracts
-nothing, keeps float32 exact to 1e-6 for a gradient of the window at any damping.
+nothing, keeps float32 exact to 1e-5 for a gradient of the window, if those are independent.
 """
 
 import functools

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlab.optim.mfac import scale_by_mfac
+from jaxlab.optim.mfac import ihvp, scale_by_mfac, window_init, window_push
 from jaxlab.training.sharding import make_mesh, param_specs, put_tree, state_shardings
 from jaxlab.training.state import init_state
 
@@ -111,7 +111,7 @@ def test_devices_that_split_the_batch_split_the_window():
 EIGHT = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxlab.optim.mfac import scale_by_mfac
+from jaxlab.optim.mfac import ihvp, scale_by_mfac, window_init, window_push
 from jaxlab.training.sharding import make_mesh
 
 tx, split = scale_by_mfac(4, 0.1), NamedSharding(make_mesh(1, 8), PartitionSpec("model"))
@@ -175,3 +175,21 @@ def test_a_shard_map_names_its_axis_and_exchanges_one_vector_of_m(checks):
     actual, skipped = compiled(every)
     assert_close(actual, jax.jit(steps)(every)[0])
     assert int(skipped) == 1
+
+
+def test_products_inside_shard_map_are_those_of_one_device():
+    like = {"up": jnp.zeros((6, 4)), "bias": jnp.zeros(8)}
+    win = window_init(M, like)
+    for grads in gradients(4, like):
+        win = window_push(win, grads)
+    (x,) = gradients(1, like)
+    part = jax.tree.map(lambda _: PartitionSpec("model"), like)
+    rows = jax.tree.map(lambda _: PartitionSpec(None, "model"), like)
+    whole = PartitionSpec()
+    split = jax.shard_map(
+        lambda win, x: ihvp(win, x, 0.1, axis_name="model"),
+        mesh=make_mesh(1, 2),
+        in_specs=(win._replace(rows=rows, gram=whole, head=whole, count=whole), part),
+        out_specs=part,
+    )
+    assert_close(jax.jit(split)(win, x), ihvp(win, x, 0.1))

@@ -139,7 +139,7 @@ def test_it_is_its_own_transpose_and_derivative_and_maps_over_vectors():
         seen.append((vjp(y)[0], f(y)))
         seen.append((jax.jvp(f, (x,), (y,))[1], f(y)))
         seen.append((jax.linear_transpose(f, x)(y)[0], f(y)))
-        many = jax.tree.map(lambda *xs: jnp.stack(xs), x, y)
+        many = jax.tree.map(lambda *xs: jnp.stack(xs), x, y, *[some() for _ in range(6)])
         seen.append((jax.tree.map(lambda z: z[1], jax.vmap(f)(many)), f(y)))
         for actual, expected in seen:
             for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -234,3 +234,15 @@ def test_errors_name_the_argument():
     ]:
         with pytest.raises(ValueError, match=match):
             call()
+
+
+@pytest.mark.parametrize(("damp", "most"), [(1e-2, 2e-5), (1e-3, 1e-4), (1e-4, 1e-3)])
+def test_products_of_float32_lose_what_the_subtraction_costs(damp, most):
+    rows = gradients(16, 120).astype(np.float32)
+    win = filled(rows, dtype=jnp.float32)
+    rng = np.random.default_rng(1)
+    # Vectors at random, and some of the rows' span, where damping is least of what is left.
+    for x in (*rng.normal(size=(4, 120)), *(rng.normal(size=(4, 16)) @ rows)):
+        exact = np.linalg.solve(fisher(rows.astype(np.float64), damp), np.float64(np.float32(x)))
+        error = np.linalg.norm(product(win, jnp.float32(x), damp) - exact)
+        assert error <= most * np.linalg.norm(exact)

@@ -8,8 +8,17 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxlab.optim.mkor import init_taps, mkor, tapped_conv, tapped_dense, value_grad_stats
-from jaxlab.training.sharding import make_mesh
+from jaxlab.optim.mkor import (
+    init_taps,
+    mkor,
+    scale_by_eva,
+    scale_by_mkor,
+    tapped_conv,
+    tapped_dense,
+    value_grad_stats,
+)
+from jaxlab.training.sharding import make_mesh, param_specs, put_tree, state_shardings
+from jaxlab.training.state import init_state
 
 ALL, ROWS = PartitionSpec(), PartitionSpec("data")
 RNG = np.random.default_rng(0)
@@ -85,3 +94,32 @@ def test_rows_that_all_devices_share():
     # Each device has its share of the loss: of the same rows there is one sum.
     each = lambda taps, scale: jax.lax.psum(loss(taps, scale), "data")  # noqa: E731
     close(sharded(jax.grad(each), (ALL, ROWS))(taps, scale), jax.grad(loss)(taps, [1.0]))
+
+
+@pytest.mark.parametrize("rule", [scale_by_mkor, scale_by_eva])
+def test_kernels_split_over_devices_have_whole_factors(rule):
+    params = {"up": {"kernel": draw(2, 4), "bias": draw(4)}}
+    tx, mesh = optax.chain(rule(), optax.sgd(0.1)), make_mesh(1, 2)
+
+    def loss(params, x):
+        return jnp.mean(
+            jnp.tanh(x @ params["up"]["kernel"] + params["up"]["bias"][None, None]) ** 2
+        )
+
+    @jax.jit
+    def train(params, state, x):
+        for _ in range(3):
+            _, grads, stats = value_grad_stats(loss)(params, init_taps(params), x)
+            updates, state = tx.update(grads, state, params, stats=stats)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    state = init_state(params, tx, freeze=(), ema=0.0)
+    specs = param_specs(params, [("up/kernel", (None, "model"))], mesh)
+    places = state_shardings(state, specs, mesh)
+    put = put_tree(state, places)
+    assert put.params["up"]["kernel"].sharding.spec == PartitionSpec(None, "model")
+    for path, x in jax.tree_util.tree_leaves_with_path(put.opt):
+        if "factors" in jax.tree_util.keystr(path):
+            assert x.sharding.is_fully_replicated
+    close(train(put.params, tx.init(put.params), X), train(params, tx.init(params), X))

@@ -177,6 +177,32 @@ def test_the_hybrid_falls_back_for_good(value, switches):
     same(after.hybrid, state.hybrid)
 
 
+@pytest.mark.parametrize("inner", [optax.lamb, optax.adamw])
+@pytest.mark.parametrize("hybrid", [None, Hybrid(patience=2, min_steps=3)])
+def test_the_inner_optimizer_gets_what_is_preconditioned(inner, hybrid):
+    whole, first, second = mkor(0.1, inner, hybrid=hybrid), scale_by_mkor(hybrid=hybrid), inner(0.1)
+    states = whole.init(PARAMS), first.init(PARAMS), second.init(PARAMS)
+    params = PARAMS
+
+    @jax.jit
+    def update(states, params, grads, stats, value):
+        got, whole_state = whole.update(grads, states[0], params, stats=stats, value=value)
+        scaled, scale_state = first.update(grads, states[1], params, stats=stats, value=value)
+        expected, inner_state = second.update(scaled, states[2], params)
+        return (whole_state, scale_state, inner_state), got, expected, scaled
+
+    plain = []
+    for step in range(30):  # the loss does not fall: the hybrid gives up
+        _, grads, stats = STEP(params, TAPS, batch(step))
+        states, got, expected, scaled = update(states, params, grads, stats, np.float32(1))
+        chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-8)
+        plain.append(np.array_equal(scaled["up"]["kernel"], grads["up"]["kernel"]))
+        params = optax.apply_updates(params, got)
+    assert update._cache_size() == 1
+    assert plain[-1] == (hybrid is not None)
+    assert not plain[1]
+
+
 def test_no_array_of_a_first_state_is_there_twice():
     # A step that donates its state could not give up one buffer for two.
     leaves = jax.tree.leaves(mkor(0.1, SGD, hybrid=Hybrid()).init(PARAMS))
