@@ -1,11 +1,12 @@
 """The two products with a window of gradients: each reads the window once and copies nothing large.
 
-Both are bound by memory. Where one device holds the window, the kernel of `jaxlab.kernels.gemv`
-takes those arrays for which it was measured to win. Otherwise there are two forms of each on GPUs,
-exact to float32's rounding and without a reshape, so that a window split over devices stays where
-it is; `ON_GPU` says which one rows of a dtype get. Sums over the last axis alone, with a barrier
-behind them, are much faster than one over all axes of a matrix. Devices that split a parameter's last axis exchange m numbers for each place of the other
-axes. On CPUs sums are not vectorised, and a dot is much faster.
+Both are bound by memory. Where one device holds the window, the kernels of `jaxlab.kernels.gemv`
+take those arrays for which they were measured to win. Otherwise there are two forms of each on
+GPUs, exact to float32's rounding and without a reshape, so that a window split over devices stays
+where it is; `ON_GPU` says which one rows of a dtype get. Sums over the last axis alone, with a
+barrier behind them, are much faster than one over all axes of a matrix. Devices that split a
+parameter's last axis exchange m numbers for each place of the other axes. On CPUs sums are not
+vectorised, and a dot is much faster.
 
 What was tried with rows of bfloat16 and is slower on an H200 at m = 512: sums of 2, 4 or 8 rows in
 one reduction, which reads the vector less often; matrix products with the bfloat16 parts of a
