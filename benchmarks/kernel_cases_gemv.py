@@ -13,8 +13,8 @@ from jaxlab.kernels.gemv import Problem
 from jaxlab.kernels.gemv.pallas_mosaic_gpu import mosaic_gpu
 from jaxlab.kernels.gemv.reference import reference, sums, xla
 
-# How many times as fast as XLA the kernel must be to be taken: these two products are all that
-# M-FAC's step does, and of one that takes milliseconds the spread is a few thousandths.
+# How many times as fast as XLA the kernel must be to be taken: these two products are nearly all
+# that M-FAC's step does, and repeats of one that takes milliseconds differ by a few thousandths.
 MARGIN = 1.02
 
 # Of a matrix of more bytes no cache keeps anything from one call to the next: one is enough.

@@ -56,7 +56,7 @@ def _times(result: Any) -> list[str]:
             row = found.setdefault((name, f"{' '.join(kind)}, {dtype}", n), {})
             row[method] = cell["seconds"]
     rows = []
-    # Processes that shared the cells stored them in an order of their own.
+    # Files that were merged have an order of their own.
     names = (*VALUES, *DERIVATIVES)
     order = sorted(
         found,

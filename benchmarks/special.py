@@ -41,16 +41,16 @@ from jaxlab.special import bessel
 from jaxlab.special.bessel.reference import extended
 
 _FOLDER = flags.DEFINE_string("folder", "", "Where to store; benchmarks/results if empty.")
-_MINUTES = flags.DEFINE_float("minutes", 30.0, "No cell is begun after these.")
+_MINUTES = flags.DEFINE_float("minutes", 30.0, "No cell is compiled after these.")
 _MATCH = flags.DEFINE_string("match", "", "Only cells whose key has this regular expression.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of everything.")
+_THREADS = flags.DEFINE_integer("threads", 0, "That compile all first; 0: each when wanted.")
 _SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU.")
 # Of orders and arguments, values.
 Program = Callable[[Any, Any], Any]
 # What has been compiled, and takes the time.
 Measurement = Callable[[], dict[str, Any]]
 _POINTS = 20_000
-_THREADS = flags.DEFINE_integer("threads", 0, "That compile; none: each cell when it is wanted.")
 # Of a peer that is slow on a CPU.
 _FEW = 2_000
 _LEAST = 30.0
@@ -203,7 +203,8 @@ def near_small_orders(method: str) -> Measurement:
     def measure() -> dict[str, Any]:
         truth = extended(v, x)["log_kv"]
         difference = np.abs(np.asarray(program(v, x)) - truth)
-        return _worst((difference / np.maximum(1, np.abs(truth))).astype(float), v, x)
+        error = (difference / np.maximum(1, np.abs(truth))).astype(float)
+        return _worst(np.nan_to_num(error, nan=np.inf), v, x)
 
     return measure
 
@@ -264,19 +265,25 @@ def cells() -> dict[str, Callable[[], Measurement]]:
 
 
 def _compiled_by(
-    threads: int, cells: dict[str, Callable[[], Measurement]]
+    threads: int, cells: dict[str, Callable[[], Measurement]], is_time_up: Callable[[], bool]
 ) -> Iterator[tuple[str, Measurement]]:
     """Cells and their measurements; threads are done before, as they would disturb those."""
 
-    def make(key: str) -> Measurement:
+    def make(key: str) -> Measurement | None:
+        if is_time_up():
+            return None
         with jax.enable_x64(True):  # of this thread
             return cells[key]()
 
     if threads:
         with ThreadPoolExecutor(threads) as pool:
-            yield from zip(cells, list(pool.map(make, cells)), strict=True)
+            made = iter(list(pool.map(make, cells)))
     else:
-        yield from ((key, make(key)) for key in cells)
+        made = map(make, cells)
+    for key, measure in zip(cells, made, strict=True):
+        if measure is None:
+            return
+        yield key, measure
 
 
 def main(argv: list[str]) -> None:
@@ -290,15 +297,18 @@ def main(argv: list[str]) -> None:
             n = 2**22 if _SMALL.value else 2**27
             result["bandwidth"] = 2 * 8 * n / copied(n)()["seconds"]
         wanted = {k: make for k, make in cells().items() if re.search(_MATCH.value, k)}
+        if not wanted:
+            raise app.UsageError(f"--match={_MATCH.value} is in no key of: {', '.join(cells())}")
         missing = {k: make for k, make in wanted.items() if k not in result["cells"]}
-        for number, (key, measure) in enumerate(_compiled_by(_THREADS.value, missing), 1):
-            minutes = (time.perf_counter() - began) / 60
-            if minutes > _MINUTES.value:
-                print(f"stopped; {len(missing) - number + 1} cells are missing")
-                break
+        minutes = lambda: (time.perf_counter() - began) / 60  # noqa: E731
+        ready = _compiled_by(_THREADS.value, missing, lambda: minutes() > _MINUTES.value)
+        number = 0
+        for number, (key, measure) in enumerate(ready, 1):
             result["cells"][key] = measure()
             store(name, result, _FOLDER.value)
-            print(f"[{number}/{len(missing)}, {minutes:.1f} min] {key}", flush=True)
+            print(f"[{number}/{len(missing)}, {minutes():.1f} min] {key}", flush=True)
+        if number < len(missing):
+            print(f"stopped; {len(missing) - number} cells are missing")
         print("\n\n".join(tables(result)))
 
 

@@ -1,4 +1,4 @@
-"""The product of a matrix of bfloat16 and a vector of float32."""
+"""The product of a matrix of bfloat16, or of its transpose, and a vector."""
 
 import functools
 from collections.abc import Callable

@@ -95,7 +95,9 @@ def row_combination(weights: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def row_combinations(weights: jax.Array, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """`row_combination` of each array, (m, ...): on a GPU the largest begins before the others.
+    """`row_combination` of each array, (m, ...).
+
+    Of more than five arrays that one device has, a GPU begins the largest before the others.
 
     >>> row_combinations(jnp.array([2.0, 3.0]), [jnp.eye(2)])[0].tolist()
     [2.0, 3.0]
@@ -121,7 +123,8 @@ def _behind(weights: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     least of those.
     """
     weights, y = jax.lax.optimization_barrier((weights, y))
-    return weights + 0 * jnp.fft.rfft(weights[:2])[0].real, y
+    finite = jnp.isfinite(weights[:2]).astype(jnp.float32)  # whatever the weights are
+    return weights + (0 * jnp.fft.rfft(finite)[0].real).astype(weights.dtype), y
 
 
 def _product(rows: jax.Array, x: jax.Array, axes: Any) -> jax.Array:

@@ -255,18 +255,20 @@ def _by_factor(
 
     In float32 the factorisation fails for nearly parallel gradients if the shift is some 1e7 times
     smaller than their squares. Then the diagonal is raised by the root of the rounding error, which
-    balances what rounding and what the change costs. The first factor solves before it is asked
-    whether it is one: a GPU's host waits for the answer.
+    balances what rounding and what the change costs. The first factor is used before it is known to
+    be finite, so that a GPU's host waits only afterwards.
     """
     matrix = gram + shift * jnp.eye(gram.shape[0], dtype=gram.dtype)
     factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-    x = solved(factor)
+    is_good = jnp.all(jnp.isfinite(jnp.diag(factor)))
+    # What is not chosen must be finite, too: a derivative passes through both.
+    x = solved(jnp.where(is_good, factor, jnp.eye(gram.shape[0], dtype=gram.dtype)))
 
     def raised() -> jax.Array:
         share = float(jnp.finfo(gram.dtype).eps) ** 0.5
         return solved(jnp.linalg.cholesky(matrix + share * jnp.diag(jnp.diag(matrix))))
 
-    return jax.lax.cond(jnp.all(jnp.isfinite(jnp.diag(factor))), lambda: x, raised)
+    return jax.lax.cond(is_good, lambda: x, raised)
 
 
 def window_products(win: FisherWindow, x: Any, axis_name: Any = None) -> jax.Array:

@@ -140,7 +140,9 @@ def test_on_a_gpu_the_largest_array_is_launched_before_the_others(monkeypatch):
 
     assert "stablehlo.fft" not in text(combined(), arrays)  # there are two devices here
     monkeypatch.setattr(module, "on_one_device", lambda: True)
-    assert text(combined(), arrays).count("stablehlo.fft") == 1
+    whole = text(combined(), arrays)
+    assert whole.count("stablehlo.fft") == 1
+    assert whole.count("stablehlo.optimization_barrier") == 1
     assert "stablehlo.fft" not in text(combined(), arrays[:5])  # too few for a graph
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     by_columns = [jax.P(None, "data") if x.ndim == 3 else jax.P() for x in arrays]
@@ -157,9 +159,13 @@ def test_on_a_gpu_the_largest_array_is_launched_before_the_others(monkeypatch):
 
 @pytest.mark.parametrize("m", [1, 4])
 def test_what_orders_launches_changes_no_digit(m):
-    weights, y = draw(0, (m,), jnp.float32), draw(1, (5,), jnp.float32)
-    got = jax.jit(module._behind)(weights, y)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, got, (weights, y)))
+    y = draw(1, (5,), jnp.float32)
+    for weights in (draw(0, (m,), jnp.float32), jnp.full(m, 3e38), jnp.full(m, -jnp.inf)):
+        got = jax.jit(module._behind)(weights, y)
+        jax.tree.map(np.testing.assert_array_equal, got, (weights, y))
+    first = jax.make_jaxpr(module._behind)(weights, y).eqns[0]
+    assert first.primitive.name == "optimization_barrier"
+    assert len(first.invars) == 2  # the weights wait for y
 
 
 @pytest.mark.parametrize("branch", ["cpu", "default"])

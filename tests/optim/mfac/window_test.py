@@ -246,3 +246,19 @@ def test_products_of_float32_lose_what_the_subtraction_costs(damp, most):
         exact = np.linalg.solve(fisher(rows.astype(np.float64), damp), np.float64(np.float32(x)))
         error = np.linalg.norm(product(win, jnp.float32(x), damp) - exact)
         assert error <= most * np.linalg.norm(exact)
+
+
+def test_derivatives_are_finite_where_the_first_factorisation_fails():
+    rows = np.float32(1e3 * (np.ones((4, 30)) + 1e-7 * gradients(4, 30)))
+    win, damp = filled(rows, dtype=jnp.float32), 1e-6
+    matrix = win.gram + 4 * damp * jnp.eye(4)
+    assert np.isnan(jnp.linalg.cholesky(matrix, symmetrize_input=False)).any()
+    x, y = jnp.float32(gradients(2, 30, seed=3))
+    f = lambda x: ihvp(win, x, damp)  # noqa: E731
+    out = f(y)
+    assert np.isfinite(out).all()
+    np.testing.assert_array_equal(jax.jvp(f, (x,), (y,))[1], out)
+    for transposed in (jax.vjp(f, x)[1], jax.linear_transpose(f, x)):
+        np.testing.assert_allclose(transposed(y)[0], out, rtol=1e-3)
+    many = jax.vmap(f)(jnp.stack([x, y]))
+    np.testing.assert_allclose(many[1], out, rtol=1e-3)
