@@ -141,6 +141,20 @@ def test_a_sharded_array_needs_no_communication():
     np.testing.assert_allclose(fn(x), bessel.log_kv(2.0, np.asarray(x)), rtol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["log_iv", "log_kv"])
+def test_sharded_orders_and_slopes_need_no_communication(name):
+    mesh = Mesh(np.array(jax.devices()[:2]).reshape(2, 1), ("d", "e"))
+    places = NamedSharding(mesh, PartitionSpec("e", "d"))
+    v, x = np.random.default_rng(0).uniform(0, 40, (2, 4, 16))
+    slopes = jax.jit(jax.grad(lambda *args: jnp.sum(getattr(bessel, name)(*args)), (0, 1)))
+    placed = jax.device_put((v, x), places)
+    text = slopes.lower(*placed).compile().as_text()
+    assert not any(word in text for word in ("all-reduce", "all-gather", "all-to-all", "permute"))
+    for got, expected in zip(slopes(*placed), slopes(v, x), strict=True):
+        assert got.sharding == places
+        np.testing.assert_allclose(got, expected, rtol=1e-13)
+
+
 def test_tables_are_stirlings_at_1():
     # u_k(1) = (-1)^k g_k with the coefficients of Stirling's series of the Gamma function.
     ones = [sum(w) for w in debye_polynomials(4)]

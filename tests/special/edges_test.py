@@ -149,6 +149,11 @@ def test_monotone_in_the_order_and_continuous_where_pieces_meet():
             at = jnp.full_like(v, x)
             assert np.all(np.diff(with_slopes["log_iv"](v, at)[0]) <= 0)
             assert np.all(np.diff(with_slopes["log_kv"](v, at)[0]) >= 0)
+        x = jnp.asarray(np.geomspace(1e-10, 1e3, 400))  # across every border
+        for order in (0.0, 0.3, 0.97, 7.0, 24.0, 300.0):
+            at = jnp.full_like(x, order)
+            assert np.all(np.diff(with_slopes["log_iv"](at, x)[0]) >= 0)
+            assert np.all(np.diff(with_slopes["log_kv"](at, x)[0]) <= 0)
         # Both sides of hypot(v, x) = 25, at all angles, and of x = 1e-8 for small orders.
         angle = np.linspace(1e-3, np.pi / 2, 396)
         small = np.array([0.0, 0.5, 0.95, 1.0])

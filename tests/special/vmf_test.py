@@ -1,5 +1,6 @@
 """The von Mises-Fisher distribution against closed forms, scipy and mpmath, in any dimension."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -213,10 +214,16 @@ def test_fit_maximises_the_likelihood():
 
 
 def test_fits_that_have_no_maximum_are_not_nan():
-    same = np.broadcast_to(unit(7, 5), (3, 5))
-    mu, kappa = vmf_fit(same.astype(np.float32))
-    assert kappa > 1e5  # infinite, but for the rounding of the mean
-    np.testing.assert_allclose(mu, same[0], atol=1e-6)
+    with jax.enable_x64(True):
+        for dtype, n, p in itertools.product((np.float32, np.float64), (2, 3, 1000), (2, 5, 300)):
+            same = np.broadcast_to(unit(n, p).astype(dtype), (n, p))
+            mu, kappa = vmf_fit(same)
+            assert kappa == np.inf, (dtype, n, p)
+            np.testing.assert_allclose(mu, same[0], atol=1e-6)
+        # A distance that is more than rounding is seen.
+        apart = 1e-6 * np.eye(5)[1:3] + np.eye(5)[0]
+        apart = apart / np.linalg.norm(apart, axis=1, keepdims=True)
+        assert vmf_fit(apart)[1] == pytest.approx(4 / 2 / 2.5e-13, rel=1e-2)
     assert vmf_fit(jnp.eye(3)[:1])[1] == np.inf
     opposite = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
     for weights in (None, jnp.zeros(2)):

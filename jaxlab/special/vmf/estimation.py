@@ -21,6 +21,9 @@ from jax.custom_derivatives import SymbolicZero
 from jaxlab.special.promotion import check_above, check_unit, promoted
 from jaxlab.special.vmf.density import Known, mean_resultant, of_dimension
 
+# In eps: what the length of a mean of equal unit vectors may be off by.
+_SAME = 8
+
 
 def vmf_kappa_from_r(p: Any, r: Any, *, steps: int = 4) -> jax.Array:
     """The concentration whose mean resultant length is r: `A_p(kappa) = r`.
@@ -67,9 +70,8 @@ def vmf_fit(
 
     Returns:
       mu, unit vectors, y's shape without `axis`, and kappa, without the last axis too. Points that
-      are all the same have kappa = inf, or where their mean's length is below 1 by rounding a
-      number of the size of 1 / eps. Where the mean is 0, or there is no weight, kappa is 0 and
-      mu the first unit vector.
+      are all the same, but for rounding, have kappa = inf. Where the mean is 0, or there is no
+      weight, kappa is 0 and mu the first unit vector.
 
     Raises:
       ValueError: y has fewer than two axes or a row that is not of length 1, a weight is negative,
@@ -113,6 +115,8 @@ def _fit(axis: int, steps: int, y: jax.Array, total: jax.Array) -> tuple[jax.Arr
     share = total / jnp.where(sums > 0, sums, jnp.ones_like(sums))
     mu, r = direction(jnp.sum(y * share[..., None], axis=axis))
     p = y.shape[-1]
+    # What is missing to 1 is rounding: the points are the same.
+    r = jnp.where(1 - r <= _SAME * jnp.finfo(r.dtype).eps, jnp.ones_like(r), r)
     return mu, _kappa(float(p), steps, jnp.full_like(r, p), r)
 
 
