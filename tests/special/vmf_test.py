@@ -219,7 +219,10 @@ def test_fits_that_have_no_maximum_are_not_nan():
             same = np.broadcast_to(unit(n, p).astype(dtype), (n, p))
             mu, kappa = vmf_fit(same)
             assert kappa == np.inf, (dtype, n, p)
-            np.testing.assert_allclose(mu, same[0], atol=1e-6)
+            np.testing.assert_array_equal(mu, same[0])
+            other = np.concatenate([same, unit(0, p)[None].astype(dtype)])
+            mu, kappa = vmf_fit(other, np.r_[np.ones(n), 0].astype(dtype))
+            assert kappa == np.inf  # what has no weight takes no part
         # A distance that is more than rounding is seen.
         apart = 1e-6 * np.eye(5)[1:3] + np.eye(5)[0]
         apart = apart / np.linalg.norm(apart, axis=1, keepdims=True)

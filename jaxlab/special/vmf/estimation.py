@@ -21,9 +21,6 @@ from jax.custom_derivatives import SymbolicZero
 from jaxlab.special.promotion import check_above, check_unit, promoted
 from jaxlab.special.vmf.density import Known, mean_resultant, of_dimension
 
-# In eps: what the length of a mean of equal unit vectors may be off by.
-_SAME = 8
-
 
 def vmf_kappa_from_r(p: Any, r: Any, *, steps: int = 4) -> jax.Array:
     """The concentration whose mean resultant length is r: `A_p(kappa) = r`.
@@ -70,7 +67,7 @@ def vmf_fit(
 
     Returns:
       mu, unit vectors, y's shape without `axis`, and kappa, without the last axis too. Points that
-      are all the same, but for rounding, have kappa = inf. Where the mean is 0, or there is no
+      are all the same have kappa = inf. Where the mean is 0, or there is no
       weight, kappa is 0 and mu the first unit vector.
 
     Raises:
@@ -115,8 +112,12 @@ def _fit(axis: int, steps: int, y: jax.Array, total: jax.Array) -> tuple[jax.Arr
     share = total / jnp.where(sums > 0, sums, jnp.ones_like(sums))
     mu, r = direction(jnp.sum(y * share[..., None], axis=axis))
     p = y.shape[-1]
-    # What is missing to 1 is rounding: the points are the same.
-    r = jnp.where(1 - r <= _SAME * jnp.finfo(r.dtype).eps, jnp.ones_like(r), r)
+    # The mean of equal points is rounded: they are asked themselves.
+    heaviest = jnp.argmax(total, axis=axis, keepdims=True)[..., None]
+    one = jnp.take_along_axis(y, heaviest, axis=axis)
+    same = jnp.all((y == one) | (total == 0)[..., None], axis=(axis, -1)) & (r > 0)
+    r = jnp.where(same, jnp.ones_like(r), r)
+    mu = jnp.where(same[..., None], jnp.squeeze(one, axis), mu)
     return mu, _kappa(float(p), steps, jnp.full_like(r, p), r)
 
 
