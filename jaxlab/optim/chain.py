@@ -42,8 +42,10 @@ def make_optimizer(
     [-0.10000000149011612, -0.10000000149011612]
     """
     name, arguments = registry.split_section("optimizer", section)
-    registry.get("optimizer", name)
     own = {n: arguments.pop(n) for n in registry.names("optimizer") if n in arguments}
+    for of, keys in own.items():
+        if not isinstance(keys, Mapping):
+            raise ValueError(f"optim: {of}={keys!r} must be a section of arguments of {of!r}")
     for of, keys in {**own, name: {**arguments, **own.get(name, {})}}.items():
         parameters = inspect.signature(registry.get("optimizer", of)).parameters
         legal = {*parameters, *_SHARED} - {"learning_rate", "mask"}

@@ -58,3 +58,5 @@ def test_a_section_of_its_own_is_for_one_optimizer():
     assert second(section | {"mkor": {"update_every": 5}}) == pytest.approx(-0.15)
     with pytest.raises(ValueError, match="'mkor' takes no 'momentun'"):
         make_optimizer(section | {"mkor": {"momentun": 0.0}}, steps=5)
+    with pytest.raises(ValueError, match="optim: sgd=3 must be a section"):
+        make_optimizer(section | {"sgd": 3}, steps=5)

@@ -25,14 +25,13 @@ from jaxlab.core.matrix import accumulator
 from jaxlab.core.varying import on_one_device, varying
 from jaxlab.kernels.gemv import gemv, wins
 from jaxlab.kernels.gemv.reference import parts
+from jaxlab.kernels.launches import GRAPH, behind
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # An array with no more than this share of all numbers is few: to begin with it costs more than it.
 _FEW = 2**-12
 # Of all numbers, at most so many are copied so that those arrays are read at once.
 _COPIED = 2**-6
-# Launches in a row from which XLA makes a CUDA graph (`xla_gpu_graph_min_graph_size`).
-_GRAPH = 5
 
 
 def joined(
@@ -102,29 +101,14 @@ def row_combinations(weights: jax.Array, arrays: Sequence[jax.Array]) -> list[ja
     >>> row_combinations(jnp.array([2.0, 3.0]), [jnp.eye(2)])[0].tolist()
     [2.0, 3.0]
     """
-    if len(arrays) <= _GRAPH or not on_one_device():
+    if len(arrays) <= GRAPH or not on_one_device():
         return [row_combination(weights, rows) for rows in arrays]
     first = max(range(len(arrays)), key=lambda i: arrays[i].size)
     y = row_combination(weights, arrays[first])
     # Weights that devices share, inside `shard_map`, must stay what they share.
     if varying(y) <= varying(weights):
-        weights, y = jax.lax.platform_dependent(
-            weights, y, cuda=_behind, default=lambda *both: both
-        )
+        weights, y = behind(weights, y)
     return [y if i == first else row_combination(weights, rows) for i, rows in enumerate(arrays)]
-
-
-def _behind(weights: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The weights for what is launched after y, in a CUDA graph of its own.
-
-    All launches behind the system of m would be one graph, and the GPU would idle while the host
-    prepares it; with y apart from it, the host does so while y is computed. XLA has no word for
-    that, but it ends a graph where something comes that none holds: a Fourier transform is the
-    least of those.
-    """
-    weights, y = jax.lax.optimization_barrier((weights, y))
-    finite = jnp.isfinite(weights[:2]).astype(jnp.float32)  # whatever the weights are
-    return weights + (0 * jnp.fft.rfft(finite)[0].real).astype(weights.dtype), y
 
 
 def _product(rows: jax.Array, x: jax.Array, axes: Any) -> jax.Array:

@@ -157,17 +157,6 @@ def test_on_a_gpu_the_largest_array_is_launched_before_the_others(monkeypatch):
         np.testing.assert_allclose(got, np.tensordot(weights, rows, 1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("m", [1, 4])
-def test_what_orders_launches_changes_no_digit(m):
-    y = draw(1, (5,), jnp.float32)
-    for weights in (draw(0, (m,), jnp.float32), jnp.full(m, 3e38), jnp.full(m, -jnp.inf)):
-        got = jax.jit(module._behind)(weights, y)
-        jax.tree.map(np.testing.assert_array_equal, got, (weights, y))
-    first = jax.make_jaxpr(module._behind)(weights, y).eqns[0]
-    assert first.primitive.name == "optimization_barrier"
-    assert len(first.invars) == 2  # the weights wait for y
-
-
 @pytest.mark.parametrize("branch", ["cpu", "default"])
 def test_a_gradient_is_written_alike_by_choice_and_by_branch(branch, monkeypatch):
     def named(*args, **branches):
