@@ -47,14 +47,20 @@ def figures(dtype: str) -> Any:
     def said(result: Any) -> str:
         rows = [row_named(result, dtype, m) for m in windows(result, dtype)]
         parts = [
-            f"m = {row['m']}: {row['milliseconds']:.1f} ms, two passes "
-            f"{row['floor_milliseconds']:.1f} ms, ratio {row['ratio']:.2f}"
+            f"m = {row['m']}: {row['milliseconds']:.2f} ms ({spread(row)}), two passes "
+            f"{row['floor_milliseconds']:.2f} ms, ratio {row['ratio']:.2f}"
             for row in rows
         ]
         parts += [f"{row['parameters'] / 1e6:.1f} million parameters" for row in rows[:1]]
         return "; ".join([*parts, waited(result)])
 
     return said
+
+
+def spread(row: dict[str, Any]) -> str:
+    """The fastest and the slowest round of a window, in words: verdicts may hang on less."""
+    low, high = row["spread"]
+    return f"{low:.2f} to {high:.2f}"
 
 
 def waited(result: Any) -> str:

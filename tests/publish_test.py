@@ -215,6 +215,7 @@ def mfac_row(dtype, m, milliseconds, peak=1.01):
         "m": m,
         "parameters": 1e6,
         "milliseconds": milliseconds,
+        "spread": [milliseconds, milliseconds],
         "floor_milliseconds": floor,
         "ratio": milliseconds / floor,
         "peak_share": peak,

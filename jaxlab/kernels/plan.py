@@ -143,9 +143,30 @@ class Plan:
             )
         if config.ways * max(self.stages(config), self.slots(config)) > MOST_BARRIERS:
             return f"more than {MOST_BARRIERS} barriers of a kind"
+        if self._starves(config):
+            return (
+                f"in_flight={config.in_flight} products hold every slot of x: {self.slots(config)}"
+                f" slots for {config.parts} parts; fewer in flight or more slots go on"
+            )
         if self.shared_bytes(config) > SHARED_BYTES:
             return f"{self.shared_bytes(config)} bytes of shared memory"
         return ""
+
+    def _starves(self, config: Config) -> bool:
+        """Whether a step waits for a part of x that has no slot until the step goes on.
+
+        A slot is free again when no product reads it: those in flight do, but for the last ones of
+        a group of scales, which are waited for.
+        """
+        pieces = self.x_columns * config.depth // self.width
+        per_part, slots = pieces // config.parts, self.slots(config)
+        per_group = max(1, pieces // (self.groups * config.depth or 1))
+        for part in range(slots, config.parts):
+            piece = part * per_part
+            done = max(piece - config.in_flight, piece // per_group * per_group)
+            if done // per_part <= part - slots:
+                return True
+        return False
 
     def cut(self, stored: Mapping[str, Any] | None) -> Config:
         """The stored configuration, or the first candidate."""

@@ -22,6 +22,38 @@ def test_cuts_that_do_not_fit_are_refused_by_name():
     assert "no multiple of 64" in Problem(16, 96, 4096, "int4", 128, 64).plan.refuse(Config())
 
 
+def goes_on(pieces, per_group, config, steps):
+    """Whether the loop ends, by the order in which the kernel fetches, awaits and releases parts."""
+    per_part = pieces // config.parts
+    fetched = {*range(config.slots)}
+    for i in range(steps):
+        released = 0
+        for piece in range(pieces):
+            if i * config.parts + piece // per_part not in fetched:
+                return False
+            last = piece if (piece + 1) % per_group == 0 else piece - config.in_flight
+            while (released + 1) * per_part - 1 <= last:
+                fetched.add(i * config.parts + released + config.slots)
+                released += 1
+    return True
+
+
+@pytest.mark.parametrize(("kind", "group"), [("binary", 0), ("int8", 0), ("int4", 128)])
+def test_a_cut_whose_products_hold_all_slots_is_refused(kind, group):
+    problem = Problem(8, 512, 8192, kind, group, 64)
+    pieces, refused = problem.block // 64, 0
+    per_group = group // 64 or pieces
+    for parts in (p for p in (2, 4, 8, 16) if pieces % p == 0):
+        for slots in range(1, 6):
+            for in_flight in range(8):
+                config = Config(1, 2, in_flight=in_flight, parts=parts, slots=slots)
+                reason = problem.plan.refuse(config)
+                assert goes_on(pieces, per_group, config, 3) == (not reason), config
+                assert ("in_flight" in reason) == bool(reason)
+                refused += bool(reason)
+    assert refused
+
+
 @pytest.mark.parametrize(("kind", "group"), KINDS)
 @pytest.mark.parametrize("width", [32, 64])
 def test_every_candidate_fits(kind, group, width):
