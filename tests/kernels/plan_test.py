@@ -23,7 +23,7 @@ def test_cuts_that_do_not_fit_are_refused_by_name():
 
 
 def goes_on(pieces, per_group, config, steps):
-    """Whether the loop ends, by the order in which the kernel fetches, awaits and releases parts."""
+    """Whether the loop ends, by the order in which it fetches, awaits and releases parts."""
     per_part = pieces // config.parts
     fetched = {*range(config.slots)}
     for i in range(steps):
