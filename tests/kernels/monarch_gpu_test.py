@@ -22,6 +22,7 @@ CONFIGS = [
     Config(ways=2, stages=2),
     Config(ways=2, stages=3, outs=2, part=64, backwards=False),
     Config(batch_tile=128, ways=1, stages=2),
+    Config(ways=4, stages=2, chunk=576),
 ]
 
 

@@ -72,6 +72,8 @@ def test_it_is_the_product_with_the_dense_matrix(shapes, blocked, transpose):
     [
         (True, False, Config(ways=2, stages=2, part=64)),
         (False, True, Config(batch_tile=128, ways=1, stages=2, outs=2)),
+        (True, False, Config(ways=1, stages=2, chunk=64)),
+        (False, True, Config(batch_tile=128, ways=1, stages=1, chunk=128, backwards=False)),
     ],
 )
 def test_the_interpreted_kernel_equals_the_reference(blocked, transpose, config):
@@ -116,6 +118,34 @@ def test_the_kernel_lowers_for_cuda_with_few_blocks(lower_for_cuda):
     named = {"implementation": "mosaic_gpu", "transpose": False}
     for shapes in (FEW, ((16, 256, 256), (16, 256, 256))):
         assert lower_for_cuda(shapes, functools.partial(monarch_matmul, **named), 100) == 2
+
+
+def test_chunks_pass_both_stages_one_after_another(lower_for_cuda):
+    config = Config(ways=4, stages=2, chunk=1024)
+    product = functools.partial(
+        monarch_matmul, implementation="mosaic_gpu", config=config, blocked=True
+    )
+    shapes = ((128,) * 3,) * 2
+    if jax.__version_info__ < (0, 11):
+        with pytest.raises(NotImplementedError, match="chunk=1024; with this jax"):
+            lower_for_cuda(shapes, product)
+        return
+
+    def gradient(x, w1, w2):
+        return jax.grad(lambda x: jnp.sum(product(x, w1, w2).astype(jnp.float32)))(x)
+
+    # Those of as many rows are one function.
+    for rows, launches in ((4096, 2), (4000, 4), (1025, 4), (1024, 2), (64, 2)):
+        assert lower_for_cuda(shapes, product, rows) == launches
+    assert lower_for_cuda(shapes, gradient) == 2
+    with jax.enable_x64(True):
+        assert lower_for_cuda(shapes, product) == 2
+
+    def layers(x, w1, w2):
+        # Where a loop's body writes into an array of its own.
+        return jax.lax.scan(lambda x, _: (product(x, w1, w2), None), x, length=2)[0]
+
+    assert lower_for_cuda(shapes, layers) == 2
 
 
 @pytest.mark.parametrize("blocked", [False, True])
@@ -214,6 +244,8 @@ def test_what_the_kernel_does_not_take_is_said_and_left_to_xla(on_an_h100):
         (((2, 64, 64), (128, 64, 1)), None, "l does not divide q"),
         (SQUARE, Config(stages=99), "bytes of shared memory"),
         (SQUARE, Config(batch_tile=32), "64 or 128"),
+        (SQUARE, Config(chunk=96), "multiples of batch_tile=64"),
+        (SQUARE, Config(chunk=-64), "chunk=-64; it takes 0"),
     ]:
         w1, w2 = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes)
         x = jax.ShapeDtypeStruct((64, shapes[0][0] * shapes[0][2]), jnp.bfloat16)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxlab.kernels.dispatch import VERSION
 from jaxlab.kernels.plan import PROCESSORS, SHARED_BYTES, below, steps_of
 
 # The rows of a tensor-core product, which are outputs in the first stage and rows of x in the
@@ -13,6 +14,8 @@ WIDEST = 256
 MOST_WARPGROUPS = 8
 # What a block of threads takes beside what is asked for.
 RESERVED_BYTES = 1024
+# Of an H100 and an H200; only candidates follow from it.
+CACHE_BYTES = 50e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Config:
       blocks: blocks of threads that a processor holds.
       backwards: whether the second stage begins with the rows that the first wrote last, which a
         cache may still have.
+      chunk: rows of x that pass both stages before the next ones do, so that a cache still has what
+        is between; 0 is all.
     """
 
     batch_tile: int = 64
@@ -37,6 +42,7 @@ class Config:
     outs: int = 1
     blocks: int = 1
     backwards: bool = True
+    chunk: int = 0
 
 
 # As an H200 ranked them; then what was not measured there: large tiles of wider blocks, and a cut
@@ -144,9 +150,25 @@ class Problem(NamedTuple):
             return Config(**stored)
         return next(iter(self.candidates()), Config())
 
+    def chunks(self, config: Config) -> list["Problem"]:
+        """What passes both stages together, one after another."""
+        each = config.chunk or self.rows
+        counts = [min(each, self.rows - start) for start in range(0, self.rows, each)]
+        return [self._replace(rows=rows) for rows in counts]
+
     def candidates(self) -> list[Config]:
         """Configurations that suit, the most promising first."""
-        return [config for config in _TRIED if not refuse(self, config)]
+        found = [config for config in _TRIED if not refuse(self, config)]
+        chunked = [config for config in self._chunked() if not refuse(self, config)]
+        return [*found[:1], *chunked, *found[1:]]
+
+    def _chunked(self) -> list[Config]:
+        """Of what is between the stages as much as a cache may keep, where it does not keep all."""
+        row_bytes = 2 * self.out_blocks * self.second.inputs
+        if self.rows * row_bytes <= CACHE_BYTES:
+            return []
+        rows = [int(CACHE_BYTES * share / row_bytes) // 128 * 128 for share in (0.68, 0.34)]
+        return [Config(ways=4, stages=2, chunk=chunk) for chunk in rows if chunk]
 
 
 def problem_of(
@@ -165,7 +187,8 @@ def problem_of(
 
 def refuse(problem: Problem, config: Config) -> str:
     """Why the kernel does not take this, or nothing."""
-    if reason := below(config, ways=1, stages=1, outs=1, blocks=1, batch_tile=1, part=TILE):
+    least = {"ways": 1, "stages": 1, "outs": 1, "blocks": 1, "batch_tile": 1}
+    if reason := below(config, **least, part=TILE, chunk=0):
         return reason
     if not problem.rank:
         return "blocks of w1 do not feed every block of w2 equally: l does not divide q"
@@ -184,6 +207,10 @@ def refuse(problem: Problem, config: Config) -> str:
         return f"part={config.part}; it takes multiples of {TILE} up to {WIDEST}"
     if config.ways > MOST_WARPGROUPS:
         return f"ways={config.ways}; it takes {MOST_WARPGROUPS} at most"
+    if config.chunk % config.batch_tile:
+        return f"chunk={config.chunk}; it takes multiples of batch_tile={config.batch_tile}"
+    if config.chunk and VERSION < (0, 11):
+        return f"chunk={config.chunk}; with this jax no kernel writes into an array that is there"
     needed = max(stage.shared_bytes(config) for stage in (problem.first, problem.second))
     if needed * config.blocks > SHARED_BYTES:
         return f"{config} needs {needed} bytes of shared memory; there are {SHARED_BYTES}"

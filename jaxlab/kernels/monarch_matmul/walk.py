@@ -114,6 +114,7 @@ def walk(
     way: Any,
     first: Any,
     stride: int,
+    ahead: Any,
     backwards: bool = False,
 ) -> None:
     """What a warpgroup does.
@@ -126,6 +127,7 @@ def walk(
       way: which of the warpgroups that share `scratch`.
       first: its first tile.
       stride: from a tile to its next one.
+      ahead: tiles of rows that stand before these in x and in the result.
       backwards: whether the last rows come first.
     """
     x_gmem, w_gmem, out_gmem = refs
@@ -143,7 +145,8 @@ def walk(
         return scratch["arrived"].at[way * jnp.int32(stages) + slot]
 
     def fetch(i: Any, slot: Any) -> None:
-        place = x_gmem.at[plan.source(block, tile_at(i))]
+        at = tile_at(i) + ahead if plan.is_first else tile_at(i)
+        place = x_gmem.at[plan.source(block, at)]
         plgpu.copy_gmem_to_smem(place, x_smem.at[slot], arrived(slot))
 
     def product(slot: Any, acc: Any) -> jax.Array:
@@ -155,7 +158,8 @@ def walk(
         plgpu.wgmma_wait(0)
         return acc[...]
 
-    def store(at: Any, from_smem: Any) -> None:
+    def store(i: Any, from_smem: Any) -> None:
+        at = tile_at(i) if plan.is_first else tile_at(i) + ahead
         runs = plan.targets(block, piece, at)
         for n, (rows, place) in enumerate(runs):
             # The runs of a tile are waited for together.
@@ -190,7 +194,7 @@ def walk(
         plgpu.wait_smem_to_gmem(config.outs - 1, wait_read_only=True)
         slot_out[...] = total.astype(out_gmem.dtype)
         plgpu.commit_smem()
-        store(tile_at(i), slot_out)
+        store(i, slot_out)
         return carry
 
     _compat.counted(count, step, jnp.int32(0))
