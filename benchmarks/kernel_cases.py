@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from kernel_timing import copies_of
 
+from jaxlab.kernels.layout_nm import LANES
 from jaxlab.kernels.nm_matmul import pallas_mosaic_gpu as nm_kernel
 from jaxlab.kernels.nm_matmul import reference as nm_reference
 from jaxlab.kernels.nm_matmul import shapes as nm_shapes
 from jaxlab.kernels.packing import FORMATS, Planar
-from jaxlab.kernels.packing_nm import LANES, pack_nm
+from jaxlab.kernels.packing_nm import pack_nm
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.quantized_matmul import pallas_mosaic_gpu, reference, shapes
 

@@ -18,7 +18,7 @@ from kernel_places import (
     ranked,
 )
 
-from jaxlab.kernels import dispatch
+from jaxlab.kernels import measured as tables
 from jaxlab.kernels.plan import STEPS
 
 # How many times as fast as everything of XLA a kernel must be to be taken, if its op says nothing.
@@ -60,35 +60,41 @@ def choices(record: dict[str, Any], op: str) -> dict[str, Any]:
         "device": record["device"].replace("-", " "),
         "jax": record["versions"]["jax"],
         "layout": layout,
-        "won": {family: box for family, found in measured.items() if (box := won(found))},
+        "won": {family: boxes for family, found in measured.items() if (boxes := won(found))},
         "entries": entries,
     }
 
 
-def won(measured: Iterable[tuple[tuple[int, int, int], bool]]) -> dict[str, Any] | None:
-    """The widest range of rows, outputs and inputs between which the kernel is taken.
+def won(measured: Iterable[tuple[tuple[int, int, int], bool]]) -> list[dict[str, Any]]:
+    """The ranges of rows, outputs and inputs between which the kernel is taken, none in another.
 
-    All its corners were measured, and the kernel won wherever in it that was.
+    All corners of each were measured, and the kernel won wherever in it that was.
     """
     wins = dict(measured)
     axes = [sorted(set(axis)) for axis in zip(*wins, strict=True)]
     spans = [list(itertools.combinations_with_replacement(axis, 2)) for axis in axes]
-    best, most = None, 0
+    found = []
     for box in itertools.product(*spans):
-        inside = [
-            ok
-            for place, ok in wins.items()
-            if all(low <= x <= high for x, (low, high) in zip(place, box, strict=True))
-        ]
         known = all(corner in wins for corner in itertools.product(*box))
-        if known and all(inside) and len(inside) > most:
-            best, most = box, len(inside)
-    if best is None:
-        return None
-    (few, many), n, k = best
+        inside = [ok for at, ok in wins.items() if _within([(x, x) for x in at], box)]
+        if known and all(inside):
+            found.append(box)
+    largest = [box for box in found if not any(_within(box, b) for b in found if b != box)]
     # A measurement is that of every number of rows up to it that falls into its step.
-    rows = [_least(few), many]
-    return {"implementation": "mosaic_gpu", "rows": rows, "n": list(n), "k": list(k)}
+    return [
+        {
+            "implementation": "mosaic_gpu",
+            "rows": [_least(rows[0]), rows[1]],
+            "n": list(n),
+            "k": list(k),
+        }
+        for rows, n, k in largest
+    ]
+
+
+def _within(inner: Iterable[tuple[int, int]], outer: Iterable[tuple[int, int]]) -> bool:
+    pairs = zip(inner, outer, strict=True)
+    return all(low <= least and most <= high for (least, most), (low, high) in pairs)
 
 
 def _least(step: int) -> int:
@@ -108,7 +114,7 @@ def write_configs(name: str) -> None:
                     "nothing is written"
                 )
                 continue
-            path = KERNELS / op / "configs" / dispatch.file_name(table["device"])
+            path = KERNELS / op / "configs" / tables.file_name(table["device"])
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
             print(f"{op}: {len(table['entries'])} shapes to {path.name}")

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlab.kernels.dispatch import VERSION, require_hopper
+from jaxlab.kernels.dispatch import require_hopper
+from jaxlab.kernels.measured import VERSION
 
 try:
     from jax.experimental import pallas as pl
@@ -43,6 +44,13 @@ def not_bfloat16(name: str, array: jax.Array) -> str:
     if array.dtype == jnp.bfloat16:
         return ""
     return f"{name} is {array.dtype}; the kernel takes bfloat16"
+
+
+def not_a_scale(scale: jax.Array | None) -> str:
+    """Why a kernel does not take scales of this dtype, or nothing: of a byte they do not align."""
+    if scale is None or scale.dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        return ""
+    return f"scale is {scale.dtype}; the kernel takes float32, bfloat16 and float16"
 
 
 def interpreter(warpgroups: int) -> Any:

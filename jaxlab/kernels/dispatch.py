@@ -4,22 +4,21 @@
 this jax, says that it wins at these shapes, and XLA everywhere else. Nothing is measured here.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 
 from jaxlab.core.varying import on_one_device, varied, varying
+from jaxlab.kernels.measured import Problem, stored
 
-VERSION = jax.__version_info__[:2]
 # Of these an op has some: what it has not is refused with NotImplementedError, as on a CPU.
 IMPLEMENTATIONS = ("xla", "mosaic_gpu", "triton", "mosaic_tpu")
 
@@ -57,16 +56,22 @@ def names(op: str, implementation: Choice) -> tuple[str, ...]:
     """The names that an `implementation` argument lists, checked; none for None.
 
     Raises:
+      TypeError: neither a name nor a sequence.
       ValueError: an unknown name, or an empty sequence.
     """
     if implementation is None:
         return ()
+    if not isinstance(implementation, (str, Sequence)):
+        raise TypeError(
+            f"{op}: implementation={implementation!r} must be a name, or a sequence of names; "
+            f"valid: {', '.join(IMPLEMENTATIONS)}"
+        )
     given = (implementation,) if isinstance(implementation, str) else tuple(implementation)
     if not given:
         raise ValueError(f"{op}: implementation=() names none; valid: {', '.join(IMPLEMENTATIONS)}")
     for name in given:
         if name not in IMPLEMENTATIONS:
-            near = difflib.get_close_matches(str(name), IMPLEMENTATIONS, 1, 0.0)
+            near = difflib.get_close_matches(name, IMPLEMENTATIONS, 1, 0.0) if name else ["xla"]
             raise ValueError(
                 f"{op}: implementation={name!r} is unknown; nearest: {near[0]!r}; "
                 f"valid: {', '.join(IMPLEMENTATIONS)}"
@@ -74,12 +79,17 @@ def names(op: str, implementation: Choice) -> tuple[str, ...]:
     return given
 
 
-def asked(op: str, implementation: Choice, interpret: bool | None) -> tuple[str, ...]:
+def asked(
+    op: str, implementation: Choice, interpret: bool | None, config: Any | None = None
+) -> tuple[str, ...]:
     """`names` of an argument or else of the environment; only one kernel can be interpreted.
 
     Raises:
+      TypeError: as `names`; a `config` that is no cut.
       ValueError: as `names`; the message says if it was the environment.
     """
+    if config is not None and (isinstance(config, type) or not dataclasses.is_dataclass(config)):
+        raise TypeError(f"{op}: config must be a Config or None, not {config!r}")
     if implementation is None and interpret:
         return names(op, "mosaic_gpu")
     if implementation is None and (everywhere := os.environ.get(EVERYWHERE)):
@@ -97,68 +107,31 @@ def on_demand(package: str, name: str) -> Implementation:
     return run
 
 
-def file_name(kind: str) -> str:
-    """Of the stored configurations of a kind of device."""
-    return kind.replace(" ", "-") + ".json"
-
-
-@functools.cache
-def _table(op: str, kind: str) -> dict[str, Any]:
-    file = resources.files("jaxlab.kernels") / op / "configs" / file_name(kind)
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-class Problem(Protocol):
-    """What the choice of an implementation looks at."""
-
-    @property
-    def rows(self) -> int:
-        """Of x."""
-        ...
-
-    @property
-    def family(self) -> str:
-        """What may be measured at some sizes and taken at those between: a kind of weights."""
-        ...
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Outputs and inputs of the dense matrix."""
-        ...
-
-    @property
-    def key(self) -> str:
-        """Under which a measurement is stored."""
-        ...
-
-    @property
-    def layout_version(self) -> int:
-        """Of packed weights: what was measured with another does not count."""
-        ...
-
-    def cut(self, stored: Mapping[str, Any] | None) -> Any:
-        """How its kernel is cut: a stored configuration, or else by a rule of thumb."""
-        ...
-
-
 class Chosen(NamedTuple):
-    """What runs where nothing is asked for, and how a kernel is cut, whoever asks for it."""
+    """What runs where nothing is asked for, and how a kernel is cut, whoever asks for it.
+
+    Without a kernel there is no cut.
+    """
 
     name: str
     config: Any
 
 
-def choice(op: str, problem: Problem, config: Any | None) -> Chosen:
+def choice(op: str, problem: Problem, config: Any | None, named: tuple[str, ...]) -> Chosen:
     """What the stored measurements say of a problem; its cut is `config`, the stored one or a rule
     of thumb.
 
-    XLA on several devices: it cannot split a kernel, which `jax.shard_map` does.
+    XLA on several devices: it cannot split a kernel, which `jax.shard_map` does. Likewise where the
+    number of rows is not known, as in a program that `jax.export` makes for all of them.
     """
+    if not isinstance(problem.rows, int):
+        return Chosen("xla", config)
     platform, kind = device()
     entry = (stored(op, kind, problem) if platform != "cpu" else None) or {}
-    if config is None:
+    name = entry.get("implementation", "xla") if on_one_device() else "xla"
+    if config is None and set(named or (name,)) != {"xla"}:
         config = problem.cut(entry.get("config"))
-    return Chosen(entry.get("implementation", "xla") if on_one_device() else "xla", config)
+    return Chosen(name, config)
 
 
 def takes(op: str, problem: Problem) -> bool:
@@ -173,31 +146,9 @@ def takes(op: str, problem: Problem) -> bool:
     if named := asked(op, None, None):
         return named != ("xla",)
     platform, kind = device()
-    if platform == "cpu" or not on_one_device():
+    if platform == "cpu" or not on_one_device() or not isinstance(problem.rows, int):
         return False
     return (stored(op, kind, problem) or {}).get("implementation", "xla") != "xla"
-
-
-def stored(op: str, kind: str, problem: Problem) -> dict[str, Any] | None:
-    """What was measured for a problem: `implementation`, `config`, `us`, `xla_us`; or None.
-
-    For what was not measured itself, the table's `won` has a range of rows, outputs and inputs for
-    a family, whose corners were measured and in which the kernel won wherever it was; within it the
-    kernel is the choice. Entries count from the version of jax on that they were measured with, and
-    for the layout of packed weights that they were.
-    """
-    table = _table(op, kind)
-    measured_with = tuple(int(v) for v in table.get("jax", "99.0").split(".")[:2])
-    if measured_with > VERSION or table.get("layout") != problem.layout_version:
-        return None
-    if entry := table.get("entries", {}).get(problem.key):
-        return entry
-    won = table.get("won", {}).get(problem.family)
-    if won is None:
-        return None
-    where = dict(zip(("rows", "n", "k"), (problem.rows, *problem.sizes), strict=True))
-    inside = all(won[axis][0] <= at <= won[axis][1] for axis, at in where.items())
-    return {"implementation": won["implementation"]} if inside else None
 
 
 def run(
@@ -230,6 +181,8 @@ def run(
             refused.append(f"{name}: {op} has only {', '.join(implementations)}")
             continue
         try:
+            if name != "xla":
+                _require_known(name, args)
             result = implementations[name](*args)
         except NotImplementedError as error:
             if len(named) == 1:
@@ -239,6 +192,14 @@ def run(
         _note(op, name)
         return varied(result, axes)
     raise NotImplementedError(f"{op}: no implementation left; " + "; ".join(refused))
+
+
+def _require_known(name: str, args: tuple[Any, ...]) -> None:
+    for shape in (leaf.shape for leaf in jax.tree.leaves(args)):
+        if not all(isinstance(size, int) for size in shape):
+            raise NotImplementedError(
+                f"{name}: an array of shape {shape}, whose sizes are not known; nearest: 'xla'"
+            )
 
 
 def _best(

@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+
+from jaxlab.core.registry import suggest
 
 # Of every layout in this file; stored beside packed arrays, and raised when a layout changes.
 LAYOUT_VERSION = 1
@@ -102,7 +105,16 @@ class Planar:
         return self.words.shape[-1] * self.format.fields
 
     def check(self, op: str) -> None:
-        """Raises a ValueError where the words are not those of this layout and length."""
+        """Raises where the words are not those of this layout, kind and length.
+
+        Raises:
+          TypeError: they are not uint16.
+          ValueError: an unknown kind or another layout; too few or too many of them.
+        """
+        check_kind(op, self.kind)
+        check_width(op, self.width)
+        if self.words.dtype != jnp.uint16:
+            raise TypeError(f"{op}: packed.words must be uint16, not {self.words.dtype}")
         if self.version != LAYOUT_VERSION:
             raise ValueError(
                 f"{op}: packed.version={self.version} is another layout; this one is "
@@ -114,6 +126,20 @@ class Planar:
                 f"{op}: packed.words of shape {self.words.shape} must end in {words} words, which "
                 f"length={self.length} of {self.kind!r} takes in blocks of width={self.width}"
             )
+
+
+def check_kind(op: str, kind: str) -> None:
+    """Raises a ValueError unless there are such numbers."""
+    if kind not in FORMATS:
+        raise ValueError(f"{op}: kind={kind!r}; {suggest(kind, FORMATS)}")
+
+
+def check_width(op: str, width: int) -> None:
+    """Raises a ValueError unless blocks may have so many words."""
+    is_whole = isinstance(width, (int, np.integer)) and not isinstance(width, bool)
+    if not is_whole or width < 16 or width % 16:
+        near = max(16, round(width / 16) * 16) if isinstance(width, (int, float)) else 64
+        raise ValueError(f"{op}: width={width!r} must be an int, a multiple of 16; nearest: {near}")
 
 
 def pack(q: jax.Array, kind: str, *, width: int = 64) -> Planar:
@@ -135,31 +161,31 @@ def pack(q: jax.Array, kind: str, *, width: int = 64) -> Planar:
     >>> packed.words.shape, unpack(packed).tolist()[0][:4]
     ((1, 16), [-8, -7, -6, -5])
     """
-    if kind not in FORMATS:
-        raise ValueError(f"pack: kind={kind!r}; valid: {', '.join(FORMATS)}")
-    if isinstance(width, bool) or width < 16 or width % 16:
-        nearest = max(16, round(width / 16) * 16)
-        raise ValueError(f"pack: width={width} must be a multiple of 16; nearest: {nearest}")
+    check_kind("pack", kind)
+    check_width("pack", width)
     if not jnp.issubdtype(q.dtype, jnp.integer) or q.ndim < 2:
         raise TypeError(f"pack: q must be integers of two axes or more, not {q.dtype}{q.shape}")
     form = FORMATS[kind]
-    q = q.astype(jnp.int32)
     if not isinstance(q, Tracer):
-        _check_range(q, kind, form)
+        _check_range(q, kind, form)  # before numbers that int32 does not hold become others
+    q = q.astype(jnp.int32)
     fill = 1 if form.signs else 0
     block = form.fields * width
     pad = [(0, 0)] * (q.ndim - 1) + [(0, -q.shape[-1] % block)]
     # Under jit nothing checks the range: what is out of it must not reach its neighbours' bits.
     codes = form.encode(jnp.pad(q, pad, constant_values=fill)) & (2**form.bits - 1)
     codes = codes.astype(jnp.uint16)
-    codes = codes.reshape((*q.shape[:-1], -1, form.fields, width))
+    blocks = codes.shape[-1] // block
+    codes = codes.reshape((*q.shape[:-1], blocks, form.fields, width))
     shift = jax.lax.broadcasted_iota(jnp.uint16, codes.shape, codes.ndim - 2)
     words = jnp.sum(codes << (shift * jnp.uint16(form.bits)), axis=-2, dtype=jnp.uint16)
-    return Planar(words.reshape((*q.shape[:-1], -1)), kind, q.shape[-1], width)
+    return Planar(words.reshape((*q.shape[:-1], blocks * width)), kind, q.shape[-1], int(width))
 
 
 def _check_range(q: jax.Array, kind: str, form: Format) -> None:
-    wrong = (q < form.low) | (q > form.high)
+    bounds = jnp.iinfo(q.dtype)
+    low, high = (q.dtype.type(v) for v in (max(form.low, bounds.min), min(form.high, bounds.max)))
+    wrong = (q < low) | (q > high)
     if form.signs:
         wrong |= q == 0
     if bool(jnp.any(wrong)):
@@ -185,7 +211,7 @@ def unpack(packed: Planar) -> jax.Array:
     shape = (*words.shape[:-2], form.fields, packed.width)
     shift = jax.lax.broadcasted_iota(jnp.uint16, shape, len(shape) - 2) * jnp.uint16(form.bits)
     codes = (words >> shift) & jnp.uint16(2**form.bits - 1)
-    values = form.decode(codes.astype(jnp.int32)).reshape((*lead, -1))
+    values = form.decode(codes.astype(jnp.int32)).reshape((*lead, packed.padded))
     dtypes = (jnp.int8, jnp.uint8, jnp.uint16)
     dtype = next(d for d in dtypes if form.high <= jnp.iinfo(d).max)
     return jax.lax.slice_in_dim(values, 0, packed.length, axis=-1).astype(dtype)

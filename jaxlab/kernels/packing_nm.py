@@ -11,117 +11,22 @@ is a bit for each place, set where it is pruned: byte permutations want it so.
 """
 
 import dataclasses
-import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxlab.kernels.packing import WORD, Planar, pack, unpack
+from jaxlab.kernels.layout_nm import LANES, PLANAR_WIDTH, Layout, layout_of, place_bits
+from jaxlab.kernels.packing import WORD, Planar, check_kind, pack, unpack
 
 # Stored beside packed arrays, and raised when the order changes.
 NM_LAYOUT_VERSION = 2
 
-LANES = 4
-# Columns of a product's left operand that are rebuilt at once, and of values that are read at once.
-PIECE = 64
-# Words of a block of planar values: a quarter of a piece of 4-bit numbers.
-PLANAR_WIDTH = 16
-_MOST_SPAN = 64
-_MOST_TILE = 256
 # By place, the bit of a 2:4 code.
 _PRUNED_BIT = (0, 2, 3, 1)
-
-
-class Layout(NamedTuple):
-    """How groups of a pattern are stored.
-
-    Attributes:
-      n: kept blocks of a group.
-      m: blocks of a group.
-      block: entries of a block.
-      bits: of a code: 1, 2, 4, 8 or 16.
-      parts: into which the bits of a code are cut; a word has the first part of each of its codes,
-        then the second.
-      span: consecutive k of a lane; 0 where groups are stored one after another, for XLA alone.
-      units: of 4 span consecutive k to a tile, which takes whole words of codes in every lane.
-    """
-
-    n: int
-    m: int
-    block: int
-    bits: int
-    parts: int
-    span: int
-    units: int
-
-    @property
-    def group(self) -> int:
-        """Entries of a group."""
-        return self.m * self.block
-
-    @property
-    def tile(self) -> int:
-        """Consecutive k that are ordered together; 0 where there is no order."""
-        return LANES * self.span * self.units
-
-    @property
-    def values(self) -> int:
-        """Kept values of a tile."""
-        return self.tile // self.m * self.n
-
-    @property
-    def words(self) -> int:
-        """Words of codes of a tile."""
-        return self.tile // self.group * self.bits // WORD
-
-    def shift(self, code: int) -> int:
-        """Where in its word the first part of a code begins; the next is `WORD / parts` further."""
-        return code % (WORD // self.bits) * (self.bits // self.parts)
-
-
-@functools.cache
-def layout_of(n: int, m: int, block: int, k: int) -> Layout:
-    """The layout of (..., k) weights of a pattern.
-
-    >>> layout_of(2, 4, 1, 1024)
-    Layout(n=2, m=4, block=1, bits=4, parts=2, span=16, units=2)
-    >>> layout_of(2, 4, 1, 100).span
-    0
-    """
-    bits = next(b for b in (1, 2, 4, 8, 16) if b >= n * place_bits(m))
-    bitmask = (n, m, block) == (2, 4, 1)
-    plain = Layout(n, m, block, bits, 2 if bitmask else 1, 0, 0)
-    span = max(16, m * block)
-    if m * block % 2 or (block > 1 and block % 2) or span % 16 or span % (m * block):
-        return plain
-    while span // m * n % 2:  # values come in pairs
-        span *= 2
-    if span > _MOST_SPAN:
-        return plain
-    kept = LANES * span // m * n
-    units = next(u for u in (1, 2, 4, 8, 16, 32) if kept * u % PIECE == 0)
-
-    def spare(units: int) -> int:
-        return 2 * WORD // (span * units // (m * block))
-
-    # Codes that do not fill a register of two words take more bits, or longer tiles.
-    while spare(units) > bits and (2 * LANES * span * units <= _MOST_TILE or spare(units) > WORD):
-        units *= 2
-    layout = plain._replace(bits=max(bits, spare(units)), span=span, units=units)
-    return plain if k == 0 or k % layout.tile else layout
-
-
-def place_bits(m: int) -> int:
-    """Bits of a place among m.
-
-    >>> [place_bits(m) for m in (2, 3, 4, 16)]
-    [1, 2, 2, 4]
-    """
-    return max(1, (m - 1).bit_length())
 
 
 @jax.tree_util.register_dataclass
@@ -202,16 +107,28 @@ def pack_nm(
     >>> packed.values.tolist(), unpack_nm(packed).tolist() == w.tolist()
     ([[4, 2], [3, 1]], True)
     """
-    if not 1 <= n <= m:
-        raise ValueError(f"pack_nm: n={n}, m={m} must satisfy 1 <= n <= m")
+    for name, value in (("n", n), ("m", m), ("block", block)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            near = max(1, round(value)) if isinstance(value, (int, float)) else 1
+            raise ValueError(f"pack_nm: {name}={value!r} must be an int; nearest: {near}")
+    n, m, block = int(n), int(m), int(block)
+    if kind is not None:
+        check_kind("pack_nm", kind)
+    if n > m:
+        raise ValueError(f"pack_nm: n={n} of m={m}; nearest: n={m}")
     bits = place_bits(m)
     if n * bits > WORD:
         raise ValueError(
             f"pack_nm: n={n} places of m={m} take {n * bits} bits, more than {WORD}; nearest: "
             f"n={WORD // bits}"
         )
-    if w.ndim < 2 or block < 1 or w.shape[-1] % (m * block):
-        raise ValueError(f"pack_nm: m * block = {m * block} must divide the last axis of {w.shape}")
+    if w.ndim < 2 or w.shape[-1] % (m * block):
+        fits = (d for d in range(1, 2 * m) if w.ndim and w.shape[-1] % (d * block) == 0)
+        nearest = min(fits, key=lambda d: abs(d - m), default=None)
+        raise ValueError(
+            f"pack_nm: m * block = {m} * {block} must divide the last of two axes or more of w, "
+            f"of shape {w.shape}" + (f"; nearest: m={nearest}" if nearest and w.ndim > 1 else "")
+        )
     if mask.shape != w.shape:
         raise ValueError(f"pack_nm: the mask of shape {mask.shape} is not w's, {w.shape}")
     *lead, k = w.shape
@@ -246,7 +163,7 @@ def lanes(x: jax.Array, span: int) -> jax.Array:
     """
     if span == 0:
         return x
-    dealt = x.reshape((*x.shape[:-1], -1, LANES, span // 2, 2))
+    dealt = x.reshape((*x.shape[:-1], x.shape[-1] // (LANES * span), LANES, span // 2, 2))
     return jnp.swapaxes(dealt, -2, -3).reshape(x.shape)
 
 
@@ -254,7 +171,7 @@ def from_lanes(x: jax.Array, span: int) -> jax.Array:
     """Undoes `lanes`."""
     if span == 0:
         return x
-    dealt = x.reshape((*x.shape[:-1], -1, span // 2, LANES, 2))
+    dealt = x.reshape((*x.shape[:-1], x.shape[-1] // (LANES * span), span // 2, LANES, 2))
     return jnp.swapaxes(dealt, -2, -3).reshape(x.shape)
 
 
@@ -262,7 +179,7 @@ def dense_lanes(x: jax.Array, layout: Layout) -> jax.Array:
     """The columns of x, or of dense weights, as the rebuilt weights have them."""
     if layout.parts == 2:
         # The second pair of a 2:4 group is rebuilt the other way round, as its codes want it.
-        pairs = x.reshape((*x.shape[:-1], -1, 2, 2))
+        pairs = x.reshape((*x.shape[:-1], x.shape[-1] // 4, 2, 2))
         x = jnp.stack([pairs[..., 0, :], pairs[..., 1, ::-1]], axis=-2).reshape(x.shape)
     return lanes(x, layout.span)
 
@@ -307,13 +224,15 @@ def _words(code: jax.Array, layout: Layout) -> jax.Array:
     if layout.span:
         # A lane's codes of all units of a tile follow one another.
         each = layout.span // layout.group
-        code = code.reshape((*lead, -1, layout.units, LANES, each))
+        code = code.reshape(
+            (*lead, groups // (each * layout.units * LANES), layout.units, LANES, each)
+        )
         code = jnp.swapaxes(code, -2, -3)
     code = code.reshape((*lead, groups))
     code = jnp.pad(code, [(0, 0)] * len(lead) + [(0, -groups % per_word)])
     code = code[..., None]
     bit = (code >> _like(np.arange(layout.bits), code)) & 1
-    bit = bit.reshape((*lead, -1, per_word, layout.bits))
+    bit = bit.reshape((*lead, code.shape[-2] // per_word, per_word, layout.bits))
     bit = bit << _like(_shifts(layout), bit)
     words = jnp.sum(bit, axis=(-1, -2)).astype(jnp.uint16)
     return lanes(words, layout.words // LANES)
@@ -326,10 +245,12 @@ def places(packed: PackedNM) -> jax.Array:
     words = from_lanes(packed.code, layout.words // LANES).astype(jnp.int32)[..., None, None]
     bit = (words >> _like(_shifts(layout), words)) & 1
     code = jnp.sum(bit << _like(np.arange(layout.bits), bit), axis=-1, dtype=jnp.int32)
-    code = code.reshape((*lead, -1))[..., :groups]
+    code = code.reshape((*lead, code.shape[-2] * code.shape[-1]))[..., :groups]
     if layout.span:
         each = layout.span // layout.group
-        code = code.reshape((*lead, -1, LANES, layout.units, each))
+        code = code.reshape(
+            (*lead, groups // (each * layout.units * LANES), LANES, layout.units, each)
+        )
         code = jnp.swapaxes(code, -2, -3).reshape((*lead, groups))
     return _decode(code, layout)
 

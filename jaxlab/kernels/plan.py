@@ -10,6 +10,8 @@ TILE = 64
 ROWS_STEP = 8
 MOST_ROWS = 64
 MOST_WARPGROUPS = 8
+# Products that tensor cores let a warpgroup count.
+MOST_IN_FLIGHT = 7
 # That one register knows the phases of.
 MOST_BARRIERS = 32
 SHARED_BYTES = 227 * 1024
@@ -132,11 +134,15 @@ class Plan:
             return f"{self.rows} rows of x; it takes 1 to {MOST_ROWS}"
         if self.n % TILE:
             return f"n={self.n} is no multiple of {TILE}"
+        if not self.blocks * self.x_columns:
+            return f"{self.blocks} blocks of {self.x_columns} columns of x; it takes whole ones"
         dealt = (config.ways, config.split_k, config.depth)
         if self.blocks % math.prod(dealt):
             return f"{self.blocks} blocks of k do not split into {' x '.join(map(str, dealt))}"
         if config.ways > MOST_WARPGROUPS:
             return f"more than {MOST_WARPGROUPS} warpgroups"
+        if config.in_flight > MOST_IN_FLIGHT:
+            return f"in_flight={config.in_flight}; it takes 0 to {MOST_IN_FLIGHT}"
         if (self.x_columns * config.depth) % (config.parts * self.width):
             return (
                 f"{self.x_columns * config.depth} columns of x do not come in {config.parts} parts"

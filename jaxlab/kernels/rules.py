@@ -41,7 +41,8 @@ def product(
 
     def forward(x: jax.Array, packed: Any, floating: Any) -> jax.Array:
         # Here and not before, so that a batch that was folded into the rows is counted.
-        chosen = dispatch.choice(op, problem_of(x, packed, floating, **settings), config)
+        problem = problem_of(x, packed, floating, **settings)
+        chosen = dispatch.choice(op, problem, config, named)
         kernel = functools.partial(
             dispatch.on_demand(package, "mosaic_gpu"),
             config=chosen.config,
@@ -106,8 +107,8 @@ def folding(
     @folded.def_vmap
     def _(size: int, batched: Any, x: jax.Array, first: Any, second: Any) -> Any:
         if not any(jax.tree.leaves(batched[1:])):
-            y = folded(x.reshape((-1, x.shape[-1])), first, second)
-            return y.reshape((size, -1, y.shape[-1])), True
+            y = folded(x.reshape((size * x.shape[1], x.shape[2])), first, second)
+            return y.reshape((size, x.shape[1], y.shape[-1])), True
         if named and "xla" not in named:
             raise NotImplementedError(
                 f"{op}: implementation={named[0]!r} under vmap over the weights; nearest: 'xla'"

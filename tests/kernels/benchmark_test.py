@@ -131,22 +131,29 @@ def test_winners_go_first_and_unknown_ones_are_left_out(module):
     assert few(own, [{"factor": 9.0}]) == own
 
 
-def test_a_family_is_taken_in_the_widest_range_that_it_won(module):
-    won = module("kernel_choices").won
+def test_a_family_is_taken_in_the_widest_ranges_that_it_won(module):
+    def won(wins):
+        return [(r["rows"], r["n"], r["k"]) for r in module("kernel_choices").won(wins.items())]
+
+    # Without the corners one size at a time.
     wins = {(rows, n, n): True for rows in (1, 16) for n in (4096, 8192)}
-    # Without the corners only one size at a time.
-    assert won(wins.items()) == {
-        "implementation": "mosaic_gpu", "rows": [1, 16], "n": [4096] * 2, "k": [4096] * 2,
-    }  # fmt: skip
+    assert won(wins) == [([1, 16], [n] * 2, [n] * 2) for n in (4096, 8192)]
+    # What was measured with more rows at one of them counts there.
+    assert won(wins | {(64, 8192, 8192): True})[1] == ([1, 64], [8192] * 2, [8192] * 2)
+    # As with both sides of an L: neither range has the other's end.
+    wide = wins | {(rows, 8192, 4096): True for rows in (1, 16)}
+    assert won(wide) == [
+        ([1, 16], [4096, 8192], [4096] * 2), ([1, 16], [8192] * 2, [4096, 8192])
+    ]  # fmt: skip
     wins = {(rows, n, k): True for rows in (1, 8, 16) for n in (8, 9) for k in (8, 9)}
-    assert won(wins.items())["k"] == [8, 9]
-    assert won(wins.items())["rows"] == [1, 16]
+    assert won(wins) == [([1, 16], [8, 9], [8, 9])]
     # A loss at one row leaves the others: 8 stands for 2 to 8.
-    lost = wins | {(1, 9, 9): False}
-    assert won(lost.items())["rows"] == [2, 16]
+    assert ([2, 16], [8, 9], [8, 9]) in won(wins | {(1, 9, 9): False})
     # Inside the range that was measured, too.
-    assert won((wins | {(8, 9, 9): False}).items())["n"] == [8, 8]
-    assert won({(1, 8, 8): False}.items()) is None
+    lost = won(wins | {(8, 9, 9): False})
+    assert ([1, 16], [8] * 2, [8, 9]) in lost
+    assert not any(r[0] <= 8 <= r[1] and 9 in n and 9 in k for r, n, k in lost)
+    assert won({(1, 8, 8): False}) == []
 
 
 def test_a_kernel_is_taken_where_it_beats_all_of_xla_by_the_margin(module):

@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.kernels import dispatch, nm_matmul, rules
+from jaxlab.kernels import dispatch, measured, nm_matmul, rules
 from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, Planar
 from jaxlab.kernels.packing_nm import NM_LAYOUT_VERSION
 from jaxlab.kernels.plan import Config
@@ -67,7 +67,7 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
     entry = {"implementation": "mosaic_gpu", "config": vars(Config()), "us": 1.0}
     table = {"jax": jax.__version__, "layout": LAYOUT_VERSION, "entries": {key: entry}}
     box = {"rows": [9, 16], "n": [256, 512], "k": [4096, 4096], "implementation": "mosaic_gpu"}
-    lost = {"entries": {key: {"implementation": "xla"}}, "won": {family: box}}
+    lost = {"entries": {key: {"implementation": "xla"}}, "won": {family: [box]}}
     between = {**table, "entries": {}}
     for stored, kernels in [
         ({}, 0),
@@ -75,17 +75,18 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
         ({**table, "jax": "0.9.0"}, 1),
         ({**table, "jax": "0.99.0"}, 0),
         ({**table, "layout": LAYOUT_VERSION + 1}, 0),
-        ({**between, "won": {family: box}}, 1),
-        ({**between, "won": {family: {**box, "rows": [1, 8]}}}, 0),
-        ({**between, "won": {family: {**box, "rows": [17, 64]}}}, 0),
-        ({**between, "won": {family: {**box, "n": [512, 512]}}}, 0),
-        ({**between, "won": {family: {**box, "k": [8192, 8192]}}}, 0),
-        ({**between, "won": {"int4/g64/w64": box}}, 0),
+        ({**between, "won": {family: [box]}}, 1),
+        ({**between, "won": {family: [{**box, "rows": [1, 8]}]}}, 0),
+        ({**between, "won": {family: [{**box, "rows": [1, 8]}, box]}}, 1),
+        ({**between, "won": {family: [{**box, "rows": [17, 64]}]}}, 0),
+        ({**between, "won": {family: [{**box, "n": [512, 512]}]}}, 0),
+        ({**between, "won": {family: [{**box, "k": [8192, 8192]}]}}, 0),
+        ({**between, "won": {"int4/g64/w64": [box]}}, 0),
         ({**table, **lost}, 0),
     ]:
-        monkeypatch.setattr(dispatch, "_table", lambda op, kind, stored=stored: stored)
+        monkeypatch.setattr(measured, "_table", lambda op, kind, stored=stored: stored)
         assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == kernels
-    monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
+    monkeypatch.setattr(measured, "_table", lambda op, kind: table)
     for everywhere, kernels in (("xla", 0), ("", 1)):
         monkeypatch.setenv(dispatch.EVERYWHERE, everywhere)
         assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == kernels
@@ -94,8 +95,28 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
         lower_for_cuda("int4", 32, None, None)
     monkeypatch.delenv(dispatch.EVERYWHERE)
     table["entries"][key] = {**entry, "config": vars(Config(stages=99, ways=3))}
-    monkeypatch.setattr(dispatch, "_table", lambda op, kind: json.loads(json.dumps(table)))
+    monkeypatch.setattr(measured, "_table", lambda op, kind: json.loads(json.dumps(table)))
     assert lower_for_cuda("int4", 32, None, None).count("mosaic_gpu_v2") == 0
+
+
+def test_between_sizes_that_won_it_is_cut_as_with_more_rows(monkeypatch):
+    box = {"rows": [1, 64], "n": [256, 512], "k": [4096, 4096], "implementation": "mosaic_gpu"}
+    entries = {
+        Problem(rows, 256, 4096, "int4", 128, 64).key: {
+            "implementation": "mosaic_gpu", "config": {"ways": rows}
+        }
+        for rows in (1, 16)
+    }  # fmt: skip
+    won = {"int4/g128/w64": [box]}
+    table = {"jax": jax.__version__, "layout": LAYOUT_VERSION, "entries": entries, "won": won}
+    monkeypatch.setattr(measured, "_table", lambda op, kind: table)
+    for rows, n, config in [
+        (1, 256, {"ways": 1}), (2, 256, {"ways": 16}), (16, 256, {"ways": 16}), (17, 256, None),
+        (2, 384, None),
+    ]:  # fmt: skip
+        found = measured.stored("op", "a GPU", Problem(rows, n, 4096, "int4", 128, 64))
+        assert (found["implementation"], found["config"]) == ("mosaic_gpu", config)
+    assert measured.stored("op", "a GPU", Problem(65, 256, 4096, "int4", 128, 64)) is None
 
 
 @pytest.mark.parametrize(
@@ -108,11 +129,11 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
 def test_what_was_measured_counts_for_the_layout_of_its_op(monkeypatch, problem, version):
     assert LAYOUT_VERSION != NM_LAYOUT_VERSION  # one would do for both otherwise
     entry = {"implementation": "mosaic_gpu"}
-    for measured in (LAYOUT_VERSION, NM_LAYOUT_VERSION):
-        table = {"jax": "0.10", "layout": measured, "entries": {problem.key: entry}}
-        monkeypatch.setattr(dispatch, "_table", lambda op, kind, table=table: table)
-        found = dispatch.stored("op", "a GPU", problem)
-        assert found == (entry if measured == version else None)
+    for layout in (LAYOUT_VERSION, NM_LAYOUT_VERSION):
+        table = {"jax": "0.10", "layout": layout, "entries": {problem.key: entry}}
+        monkeypatch.setattr(measured, "_table", lambda op, kind, table=table: table)
+        found = measured.stored("op", "a GPU", problem)
+        assert found == (entry if layout == version else None)
 
 
 TABLES = sorted(Path(dispatch.__file__).parent.glob("*/configs/*.json"))
@@ -170,7 +191,7 @@ def refusal(of):
 def test_a_stored_table_is_one_that_dispatch_reads(path):
     table = json.loads(path.read_text(encoding="utf-8"))
     module = importlib.import_module(f"jaxlab.kernels.{path.parts[-3]}")
-    assert path.name == dispatch.file_name(table["device"])
+    assert path.name == measured.file_name(table["device"])
     assert table["layout"] == module.Problem.layout_version
     assert table["entries"]
     for key, entry in table["entries"].items():
@@ -191,7 +212,7 @@ def always_chosen(monkeypatch):
             return {"implementation": "mosaic_gpu"}
 
     table = {"jax": jax.__version__, "layout": LAYOUT_VERSION, "entries": Entries()}
-    monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
+    monkeypatch.setattr(measured, "_table", lambda op, kind: table)
 
 
 def test_a_kernel_that_fails_after_tracing_is_left_out(
@@ -258,7 +279,7 @@ def test_xla_runs_where_a_kernel_would_have_to_be_split(always_chosen, on_an_h10
     ]:
         mesh = AbstractMesh(sizes, ("a", "b")[: len(sizes)], axis_types, abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
-            assert dispatch.choice("op", problem, None).name == name
+            assert dispatch.choice("op", problem, None, ()).name == name
             assert dispatch.takes("op", problem) == (name != "xla")
             monkeypatch.setenv(dispatch.EVERYWHERE, "mosaic_gpu")
             assert dispatch.takes("op", problem)
@@ -268,7 +289,7 @@ def test_xla_runs_where_a_kernel_would_have_to_be_split(always_chosen, on_an_h10
     monkeypatch.setattr(dispatch, "device", lambda: ("gpu", "NVIDIA H100"))
     for count, name in ((1, "mosaic_gpu"), (2, "xla")):
         monkeypatch.setattr(jax, "device_count", lambda count=count: count)
-        assert dispatch.choice("op", problem, None).name == name
+        assert dispatch.choice("op", problem, None, ()).name == name
 
 
 @pytest.mark.parametrize("implementation", [None, "mosaic_gpu"])

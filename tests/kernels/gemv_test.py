@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.kernels import dispatch, rules
+from jaxlab.kernels import dispatch, measured, rules
 from jaxlab.kernels.gemv import Config, Problem, gemv, wins
 from jaxlab.kernels.gemv.reference import parts
 from jaxlab.optim.mfac import precondition_row, window_init, window_push
@@ -118,6 +118,18 @@ def test_the_kernel_lowers_for_cuda(lower_for_cuda, config, transposed, dtype):
     assert lower_for_cuda(product, a, x).count("mosaic_gpu_v2") == 1
 
 
+@pytest.mark.parametrize("m", [2048, 4096, 6144, 8192])
+def test_every_candidate_for_a_large_window_fits_into_shared_memory(lower_for_cuda, m):
+    a, x = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((m, 65536), (m,)))
+    found = Problem(1, m, 65536, "bfloat16", "bfloat16", transposed=True).candidates()
+    assert found
+    for config in found:
+        how = {"transposed": True, "implementation": "mosaic_gpu", "config": config}
+        # Mosaic counts the bytes when it lowers.
+        text = lower_for_cuda(functools.partial(gemv, **how), a, x)
+        assert text.count("mosaic_gpu_v2") == 1
+
+
 @pytest.mark.parametrize(
     ("n", "dtype", "pads"),
     [(65536, jnp.bfloat16, 0), (65536 + 128, jnp.bfloat16, 1), (65536, jnp.float32, 1)],
@@ -142,7 +154,7 @@ def test_a_window_takes_the_kernel_where_it_was_measured_to_win(lower_for_cuda, 
         entry = {"implementation": implementation, "config": vars(Config())}
         entries = dict.fromkeys(keys, entry)
         table = {"jax": jax.__version__, "layout": 1, "entries": entries, **more}
-        monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
+        monkeypatch.setattr(measured, "_table", lambda op, kind: table)
         like = {"large": jnp.zeros((64, 64)), "small": jnp.zeros(63)}
         win = jax.eval_shape(lambda: window_init(128, like, dtype))
         return lower_for_cuda(step, win, like)
@@ -152,7 +164,7 @@ def test_a_window_takes_the_kernel_where_it_was_measured_to_win(lower_for_cuda, 
     assert lowered(jnp.float32, "mosaic_gpu").count("mosaic_gpu_v2") == 0
     # Between sizes where it won there are some that it does not take: those stay as they were.
     won = {"implementation": "mosaic_gpu", "rows": [1, 1], "n": [128, 128], "k": [1, 10**6]}
-    within = lowered(jnp.bfloat16, "mosaic_gpu", won={"bfloat16/m128": won})
+    within = lowered(jnp.bfloat16, "mosaic_gpu", won={"bfloat16/m128": [won]})
     assert within.count("mosaic_gpu_v2") == 2
     assert within.count("dot_general") == lowered(jnp.bfloat16, "xla").count("dot_general") - 1
     for name in ("mosaic_gpu", "xla"):

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.kernels import dispatch, rules
+from jaxlab.kernels import dispatch, measured, rules
 from jaxlab.kernels.kron_matvec import Config, Problem, kron_matvec
 from jaxlab.kernels.kron_matvec.pallas_mosaic_gpu import apart, pairs
 from jaxlab.kernels.kron_matvec.reference import reference
@@ -114,7 +114,7 @@ def test_only_a_measured_win_takes_the_kernel(lower_for_cuda, monkeypatch):
     entry = {"implementation": "mosaic_gpu", "config": vars(Config(2, 2, 264))}
     key = Problem(64, 32, 32, 32, 32, "float32").key
     table = {"jax": jax.__version__, "layout": LAYOUT_VERSION, "entries": {key: entry}}
-    monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
+    monkeypatch.setattr(measured, "_table", lambda op, kind: table)
     assert lower_for_cuda(64, 32, 32, 32) == 1
     assert lower_for_cuda(63, 32, 32, 32) == 0
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.kernels import dispatch, rules
+from jaxlab.kernels import dispatch, measured, rules
 from jaxlab.kernels.low_rank_matmul import Config, Problem, low_rank_matmul
 from jaxlab.kernels.low_rank_matmul.reference import reference
 from jaxlab.kernels.packing import LAYOUT_VERSION
@@ -104,11 +104,11 @@ def test_only_a_measured_win_takes_the_kernels(lower_for_cuda, monkeypatch):
     assert lower_for_cuda(16, 512, 256, 128, matrix).count("mosaic_gpu_v2") == 0
     key = Problem(16, 512, 256, 128, "bfloat16").key
     for name, kernels in (("mosaic_gpu", 2), ("xla", 0)):
-        monkeypatch.setattr(dispatch, "_table", lambda op, kind, name=name: stored(key, name))
+        monkeypatch.setattr(measured, "_table", lambda op, kind, name=name: stored(key, name))
         for product in (matrix, low_rank_matmul):
             text = lower_for_cuda(16, 512, 256, 128, product)
             assert text.count("mosaic_gpu_v2") == kernels
-    monkeypatch.setattr(dispatch, "_table", lambda op, kind: stored(key))
+    monkeypatch.setattr(measured, "_table", lambda op, kind: stored(key))
     assert lower_for_cuda(40, 512, 256, 128, matrix).count("mosaic_gpu_v2") == 0
     assert lower_for_cuda(16, 512, 256, 128, matrix, jnp.float32).count("mosaic_gpu_v2") == 0
 

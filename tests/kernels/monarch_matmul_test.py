@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.kernels import dispatch
+from jaxlab.kernels import dispatch, measured
 from jaxlab.kernels.monarch_matmul import Config, Problem, monarch_matmul, takes_kernel
 from jaxlab.kernels.monarch_matmul import api as monarch_api
 from jaxlab.kernels.monarch_matmul.reference import reference
@@ -288,9 +288,9 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
     table = {"jax": jax.__version__, "layout": LAYOUT_VERSION, "entries": {key: entry}}
     lost = {**table, "entries": {key: {"implementation": "xla"}}}
     for stored, launches in [({}, 0), (table, 2), (lost, 0), ({**table, "jax": "0.99.0"}, 0)]:
-        monkeypatch.setattr(dispatch, "_table", lambda op, kind, stored=stored: stored)
+        monkeypatch.setattr(measured, "_table", lambda op, kind, stored=stored: stored)
         assert lower_for_cuda(SQUARE, times) == launches
-    monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
+    monkeypatch.setattr(measured, "_table", lambda op, kind: table)
     # Other orders and the transpose are problems of their own.
     assert lower_for_cuda(SQUARE, functools.partial(times, transpose=True)) == 0
     assert lower_for_cuda(SQUARE, functools.partial(times, blocked=False)) == 0
@@ -309,7 +309,7 @@ def test_only_a_measured_win_takes_the_kernel(monkeypatch, lower_for_cuda):
 
 
 def test_on_a_cpu_the_matrix_multiplies_as_ever(monkeypatch):
-    monkeypatch.setattr(dispatch, "_table", lambda op, kind: pytest.fail("was looked at"))
+    monkeypatch.setattr(measured, "_table", lambda op, kind: pytest.fail("was looked at"))
     x, w1, w2 = problem(SHAPES[0], 3)
     for blocked in (False, True):
         matrix = Monarch(w1, w2, 16, 16, blocked)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab.kernels.layout_nm import PIECE, layout_of
 from jaxlab.kernels.nm_matmul import (
     dequantize_nm,
     nm_matmul,
@@ -15,7 +16,7 @@ from jaxlab.kernels.nm_matmul import (
     registers,
     shapes,
 )
-from jaxlab.kernels.packing_nm import PIECE, dense_lanes, layout_of, pack_nm
+from jaxlab.kernels.packing_nm import dense_lanes, pack_nm
 from jaxlab.kernels.plan import Config
 
 

@@ -1,5 +1,9 @@
 """Cuts that no kernel has: refused by field and value, before anything is divided by them."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxlab.kernels import (
@@ -11,6 +15,9 @@ from jaxlab.kernels import (
     quantized_matmul,
 )
 from jaxlab.kernels.monarch_matmul.shapes import refuse
+from jaxlab.kernels.nm_matmul import nm_matmul
+from jaxlab.kernels.packing import pack
+from jaxlab.kernels.packing_nm import pack_nm
 
 STREAMED = quantized_matmul.Problem(16, 512, 16384, "int4", 128, 64).plan
 KRON = kron_matvec.Problem(4, 32, 32, 32, 32, "float32")
@@ -49,3 +56,37 @@ def test_more_barriers_than_a_register_knows_are_refused_where_memory_has_room()
     # Tiles of the others take more memory than there is before they take so many barriers.
     assert "bytes" in LOW_RANK.refuse(low_rank_matmul.Config(4, 9))
     assert "bytes" in refuse(MONARCH, monarch_matmul.Config(ways=4, stages=9))
+
+
+def test_more_products_in_flight_than_are_counted_are_refused():
+    assert "in_flight=8; it takes 0 to 7" in STREAMED.refuse(plan.Config(in_flight=8))
+
+
+def test_sizes_of_nothing_are_refused_before_anything_is_divided_by_them():
+    for change, says in (
+        ({"n": 0}, "0 outputs"),
+        ({"rank": 0}, "0 outputs"),
+        ({"k": 0}, "0 inputs"),
+    ):
+        config = low_rank_matmul.Config(1, 1, 1, 1)
+        assert says in LOW_RANK._replace(**change).refuse(config)
+    for field in ("width", "out_width"):
+        assert "0 " in refuse(MONARCH._replace(**{field: 0}), monarch_matmul.Config())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float64])
+def test_scales_that_do_not_align_are_refused(on_an_h100, dtype):
+    """A kernel that is one of several leaves them to XLA."""
+    with jax.enable_x64(True):
+        w, x = jax.ShapeDtypeStruct((128, 1024), jnp.int8), jnp.zeros((8, 1024), jnp.bfloat16)
+        packed = jax.eval_shape(functools.partial(pack, kind="int4"), w)
+        sparse = jax.eval_shape(lambda w: pack_nm(w, w > 0, 2, 4, kind="int4"), w)
+        scale = jax.ShapeDtypeStruct((8, 128), dtype)
+        for op, weights in ((quantized_matmul.quantized_matmul, packed), (nm_matmul, sparse)):
+            with on_an_h100():
+                with pytest.raises(NotImplementedError, match="scale is float.*takes float32"):
+                    jax.eval_shape(
+                        functools.partial(op, implementation="mosaic_gpu"), x, weights, scale
+                    )
+                either = functools.partial(op, implementation=("mosaic_gpu", "xla"))
+                assert jax.eval_shape(either, x, weights, scale).shape == (8, 128)

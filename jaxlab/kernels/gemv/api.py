@@ -63,7 +63,7 @@ def gemv(
             f"gemv: x of shape {x.shape} does not meet a of {a.shape}, transposed={transposed}; "
             f"nearest: ({inputs},)"
         )
-    named = dispatch.asked("gemv", implementation, interpret)
+    named = dispatch.asked("gemv", implementation, interpret, config)
     if not a.size:
         return jnp.zeros(a.shape[1 if transposed else 0], jnp.float32)
     matvec = product("gemv", "gemv", _problem, xla, named, config, interpret, transposed=transposed)

@@ -10,6 +10,9 @@ from jaxlab.kernels.plan import MOST_BARRIERS, PROCESSORS, ROWS_STEP, SHARED_BYT
 
 # Rows and columns that one copy brings.
 MOST_SIDE = 256
+# What a block of threads takes beside tiles of A and x: 1 KB for the result, 2 KB that Mosaic keeps
+# for sums across lanes, and barriers.
+RESERVED_BYTES = 3584
 # Cuts to try, by whether A is transposed: tiles of rows and of columns, blocks of threads that a
 # processor has at a time, and tiles in flight.
 _CUTS = {
@@ -74,8 +77,8 @@ class Problem(NamedTuple):
         """Shared memory that the kernel takes, a little overestimated."""
         tall, wide = config.tall * TILE, config.wide * TILE
         if self.transposed:
-            return config.stages * 2 * tall * wide + 2 * ROWS_STEP * self.m + 4 * wide + 2048
-        return config.stages * 2 * (tall + ROWS_STEP) * wide + 4 * tall + 2048
+            return config.stages * 2 * tall * wide + 2 * ROWS_STEP * self.m + RESERVED_BYTES
+        return config.stages * 2 * (tall + ROWS_STEP) * wide + RESERVED_BYTES
 
     def refuse(self, config: Config) -> str:
         """Why the kernel does not take this, or nothing."""

@@ -56,7 +56,7 @@ def kron_matvec(
     n, m = (a.shape[1], b.shape[1]), (a.shape[0], b.shape[0])
     if x.shape[-2:] != n:
         raise ValueError(f"kron_matvec: x of shape {x.shape} does not end in {n}, as a and b do")
-    named = dispatch.asked("kron_matvec", implementation, interpret)
+    named = dispatch.asked("kron_matvec", implementation, interpret, config)
     lead = x.shape[:-2]
     if not x.size:
         return jnp.zeros((*lead, *m), x.dtype)

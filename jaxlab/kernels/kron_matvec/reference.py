@@ -19,7 +19,7 @@ def reference(x: jax.Array, packed: Any, floating: tuple[jax.Array, jax.Array]) 
     a, b = (f.astype(accumulator(f.dtype)) for f in floating)
     wide = grids(x, a, b).astype(a.dtype)
     y = jnp.einsum("pi,sij,qj->spq", a, wide, b, precision=lax.Precision.HIGHEST)
-    return y.reshape((x.shape[0], -1)).astype(x.dtype)
+    return y.reshape((x.shape[0], a.shape[0] * b.shape[0])).astype(x.dtype)
 
 
 def xla(x: jax.Array, packed: Any, floating: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -36,4 +36,4 @@ def xla(x: jax.Array, packed: Any, floating: tuple[jax.Array, jax.Array]) -> jax
         preferred_element_type=dtype,
     )
     y = lax.dot_general(wide, a.astype(dtype), (((1,), (1,)), ((), ())), precision=exact)
-    return jnp.swapaxes(y, 1, 2).reshape((x.shape[0], -1)).astype(x.dtype)
+    return jnp.swapaxes(y, 1, 2).reshape((x.shape[0], a.shape[0] * b.shape[0])).astype(x.dtype)

@@ -62,7 +62,7 @@ def low_rank_matmul(
             f"low_rank_matmul: down of {down.shape} does not meet up of {up.shape}; nearest: "
             f"up of ({down.shape[1]}, {up.shape[1]})"
         )
-    named = dispatch.asked("low_rank_matmul", implementation, interpret)
+    named = dispatch.asked("low_rank_matmul", implementation, interpret, config)
     lead, n = x.shape[:-1], up.shape[1]
     rows = x.reshape((-1, x.shape[-1]))
     if rows.shape[0] == 0:

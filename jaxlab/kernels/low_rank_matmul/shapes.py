@@ -69,11 +69,11 @@ class Stage(NamedTuple):
 
     def refuse(self, config: Config) -> str:
         """Why the kernel does not take this, or nothing."""
-        if self.n % TILE:
-            return f"{self.n} outputs are no multiple of {TILE}"
+        if not self.n or self.n % TILE:
+            return f"{self.n} outputs; it takes multiples of {TILE}"
         if not 1 <= self.split <= MOST_CLUSTER:
             return f"a sum dealt among {self.split} blocks; at most {MOST_CLUSTER}"
-        if self.k % (TILE * config.ways * self.split):
+        if not self.k or self.k % (TILE * config.ways * self.split):
             return f"{self.k} inputs do not split into {TILE} x {config.ways} x {self.split}"
         if self.shared_bytes(config) > SHARED_BYTES:
             return f"{self.shared_bytes(config)} bytes of shared memory"

@@ -61,7 +61,7 @@ def monarch_matmul(
     Array([6., 6., 6., 6., 6., 6., 6., 6.], dtype=float32)
     """
     width = _check(x, w1, w2, transpose)
-    named = dispatch.asked(OP, implementation, interpret)
+    named = dispatch.asked(OP, implementation, interpret, config)
     rows = x.reshape((-1, x.shape[-1]))
     if rows.shape[0] == 0:
         return jnp.zeros((*x.shape[:-1], width), x.dtype)
@@ -129,7 +129,7 @@ def _product(
     def forward(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
         # Here and not before, so that a batch that was folded into the rows is counted.
         problem = problem_of(x.shape[0], w1, w2, blocked=blocked, transpose=transpose)
-        chosen = dispatch.choice(OP, problem, config)
+        chosen = dispatch.choice(OP, problem, config, named)
         kernel = functools.partial(
             dispatch.on_demand(OP, "mosaic_gpu"),
             blocked=blocked,

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.kernels.dispatch import VERSION
+from jaxlab.kernels.measured import VERSION
 from jaxlab.kernels.plan import PROCESSORS, SHARED_BYTES, below, steps_of
 
 # The rows of a tensor-core product, which are outputs in the first stage and rows of x in the
@@ -194,7 +194,7 @@ def refuse(problem: Problem, config: Config) -> str:
         return "blocks of w1 do not feed every block of w2 equally: l does not divide q"
     for stage in (problem.first, problem.second):
         for name, size in (("inputs", stage.inputs), ("outputs", stage.outputs)):
-            if size % TILE:
+            if not size or size % TILE:
                 return f"blocks of {size} {name}; it takes multiples of {TILE}"
         if stage.inputs > WIDEST:
             return f"blocks of {stage.inputs} inputs; it takes {WIDEST} at most"

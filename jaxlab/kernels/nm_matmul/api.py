@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.kernels import dispatch
+from jaxlab.kernels.layout_nm import PLANAR_WIDTH
 from jaxlab.kernels.nm_matmul.reference import Floating, joined, xla
 from jaxlab.kernels.nm_matmul.shapes import Problem, problem_of
 from jaxlab.kernels.packing import Planar
@@ -53,13 +54,13 @@ def nm_matmul(
     [8.0, 6.0]
     """
     _check(x, packed, scale)
-    named = dispatch.asked("nm_matmul", implementation, interpret)
+    named = dispatch.asked("nm_matmul", implementation, interpret, config)
     rows = x.reshape((-1, x.shape[-1]))
     shape = (*x.shape[:-1], packed.shape[0])
     if rows.shape[0] == 0:
         return jnp.zeros(shape, x.dtype)
     integers = packed.values if isinstance(packed.values, Planar) else None
-    values = packed.values if isinstance(packed.values, jax.Array) else None
+    values = None if integers is packed.values else packed.values
     # What gets no gradient apart from what does.
     codes = dataclasses.replace(packed, values=None)  # pyright: ignore[reportArgumentType]
     matmul = product("nm_matmul", "nm_matmul", _problem, xla, named, config, interpret)
@@ -69,6 +70,10 @@ def nm_matmul(
 def _check(x: jax.Array, packed: PackedNM, scale: jax.Array | None) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"nm_matmul: x must be floating, not {x.dtype}")
+    if not isinstance(packed, PackedNM):
+        raise TypeError(
+            f"nm_matmul: packed must be a PackedNM, from `pack_nm`, not {type(packed).__name__}"
+        )
     values, k = packed.values, packed.shape[-1]
     if len(packed.shape) != 2:
         raise ValueError(f"nm_matmul: packed of shape {packed.shape} must have two axes")
@@ -84,6 +89,11 @@ def _check(x: jax.Array, packed: PackedNM, scale: jax.Array | None) -> None:
     if values.kind not in KINDS:
         raise ValueError(
             f"nm_matmul: packed.values are of kind {values.kind!r}; valid: {', '.join(KINDS)}"
+        )
+    if values.width != PLANAR_WIDTH:
+        raise ValueError(
+            f"nm_matmul: packed.values in blocks of width={values.width}; nearest: {PLANAR_WIDTH}, "
+            "as `pack_nm` makes them"
         )
     if scale is None:
         raise ValueError(f"nm_matmul: scale must be (groups, {packed.shape[0]}), not None")

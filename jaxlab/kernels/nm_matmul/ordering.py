@@ -4,8 +4,8 @@ from typing import Any
 
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import plgpu
+from jaxlab.kernels.layout_nm import LANES, PIECE, Layout
 from jaxlab.kernels.nm_matmul.operations import Instructions, Operations
-from jaxlab.kernels.packing_nm import LANES, PIECE, Layout
 
 _CHUNK = 16
 _THREADS = 128

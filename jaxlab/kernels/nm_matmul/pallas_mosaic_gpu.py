@@ -12,12 +12,13 @@ import jax.numpy as jnp
 
 from jaxlab.kernels import _compat
 from jaxlab.kernels._compat import load, pl, plgpu
+from jaxlab.kernels.layout_nm import PIECE
 from jaxlab.kernels.nm_matmul.ordering import in_shared_memory
 from jaxlab.kernels.nm_matmul.reference import Floating, joined
 from jaxlab.kernels.nm_matmul.registers import piece_of
 from jaxlab.kernels.nm_matmul.shapes import Cut, Problem, problem_of, refuse
 from jaxlab.kernels.packing import FORMATS, Planar
-from jaxlab.kernels.packing_nm import PIECE, PackedNM, dense_lanes
+from jaxlab.kernels.packing_nm import PackedNM, dense_lanes
 from jaxlab.kernels.plan import Config
 from jaxlab.kernels.streamed import Piece, streamed
 from jaxlab.kernels.unpacking import bfloat16_field, bfloat16_field_in_registers
@@ -40,7 +41,8 @@ def mosaic_gpu(
     values = weights.values
     problem = problem_of(x.shape[0], weights, 1 if scale is None else scale.shape[0])
     exact = "" if isinstance(values, Planar) else _compat.not_bfloat16("packed.values", values)
-    _compat.require(interpret, _compat.not_bfloat16("x", x), exact, refuse(problem, config))
+    dtypes = _compat.not_bfloat16("x", x), exact, _compat.not_a_scale(scale)
+    _compat.require(interpret, *dtypes, refuse(problem, config))
     # Interpreters know no addresses.
     in_place = isinstance(config, Cut) and config.in_place and not interpret
     ordered = x if in_place else dense_lanes(x, problem.layout)

@@ -31,8 +31,9 @@ import numpy as np
 from jax import lax
 
 from jaxlab.kernels._compat import plgpu
+from jaxlab.kernels.layout_nm import LANES, PIECE, Layout, place_bits
 from jaxlab.kernels.nm_matmul.operations import Emulated, Instructions, Operations
-from jaxlab.kernels.packing_nm import LANES, PIECE, WORD, Layout, place_bits
+from jaxlab.kernels.packing import WORD
 from jaxlab.kernels.plan import TILE
 
 # Registers of a lane and row: of a piece, and of 64 columns of values.

@@ -4,16 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxlab.kernels.layout_nm import LANES, PIECE, PLANAR_WIDTH, Layout, layout_of
 from jaxlab.kernels.packing import FORMATS, Planar
-from jaxlab.kernels.packing_nm import (
-    LANES,
-    NM_LAYOUT_VERSION,
-    PIECE,
-    PLANAR_WIDTH,
-    Layout,
-    PackedNM,
-    layout_of,
-)
+from jaxlab.kernels.packing_nm import NM_LAYOUT_VERSION, PackedNM
 from jaxlab.kernels.plan import TILE, Config, Plan, steps_of
 
 # A block of the kernel has two tiles where they are at most as long, for 64 rows of W and 16 of x:

@@ -64,6 +64,8 @@ def check(op: str, x: jax.Array, packed: Planar, kinds: tuple[str, ...]) -> None
     """What a product asks of its operands."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{op}: x must be floating, not {x.dtype}")
+    if not isinstance(packed, Planar):
+        raise TypeError(f"{op}: packed must be a Planar, from `pack`, not {type(packed).__name__}")
     if packed.kind not in kinds:
         raise ValueError(f"{op}: packed is of kind {packed.kind!r}; valid: {', '.join(kinds)}")
     if packed.words.dtype != jnp.uint16 or packed.words.ndim != 2:
@@ -87,7 +89,7 @@ def planar_matmul(
     interpret: bool | None,
 ) -> jax.Array:
     """The product of checked operands: what the ops on planar integers share."""
-    named = dispatch.asked(op, implementation, interpret)
+    named = dispatch.asked(op, implementation, interpret, config)
     lead = x.shape[:-1]
     rows = x.reshape((-1, x.shape[-1]))
     if rows.shape[0] == 0:

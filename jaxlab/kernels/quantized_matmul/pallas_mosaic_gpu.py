@@ -32,7 +32,8 @@ def mosaic_gpu(
     """
     scale, zero = floating
     problem = problem_of(x.shape[0], packed, scale.shape[0])
-    _compat.require(interpret, _compat.not_bfloat16("x", x), refuse(problem, config))
+    dtypes = _compat.not_bfloat16("x", x), _compat.not_a_scale(scale)
+    _compat.require(interpret, *dtypes, refuse(problem, config))
     field = bfloat16_field_in_registers if config.fast and not interpret else bfloat16_field
 
     def unpack(blocks: Sequence[Any]) -> list[Piece]:

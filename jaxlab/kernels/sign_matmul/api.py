@@ -60,7 +60,7 @@ def sign_matmul(
     """
     left = _checked(a, b)
     dtype = _result(b, scale, dtype)
-    named = dispatch.asked(OP, implementation, interpret)
+    named = dispatch.asked(OP, implementation, interpret, config)
     rows = left.reshape((-1, left.shape[-1]))
     shape = (*left.shape[:-1], b.shape[0])
     if rows.shape[0] == 0:

@@ -37,7 +37,8 @@ def reference(a: jax.Array, b: Planar, scale: jax.Array | None, dtype: Any) -> j
 def xla(a: jax.Array, b: Planar, scale: jax.Array | None, dtype: Any) -> jax.Array:
     """The product of int8 matrices, or on a CPU of packed ones while counting is no slower."""
     n, k = b.shape
-    if a.dtype == jnp.int8 or a.shape[0] * n * k > COUNTED:
+    few = isinstance(a.shape[0], int) and a.shape[0] * n * k <= COUNTED
+    if a.dtype == jnp.int8 or not few:
         product = int8_product(a, b)
     else:
         product = lax.platform_dependent(a, b, cpu=popcount, default=int8_product)

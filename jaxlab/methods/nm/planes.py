@@ -16,14 +16,9 @@ from jax.core import Tracer
 from jaxlab.core.gram import Gram
 from jaxlab.core.matrix import Example, check_dense, matrix, static
 from jaxlab.kernels import nm_matmul as kernels
+from jaxlab.kernels.layout_nm import PLANAR_WIDTH, layout_of, place_bits
 from jaxlab.kernels.packing import FORMATS, LAYOUT_VERSION, WORD, Planar
-from jaxlab.kernels.packing_nm import (
-    PLANAR_WIDTH,
-    PackedNM,
-    layout_of,
-    pack_nm,
-    place_bits,
-)
+from jaxlab.kernels.packing_nm import PackedNM, pack_nm
 from jaxlab.methods.nm.mask import NMPattern
 from jaxlab.methods.nm.oneshot import nm_one_shot
 from jaxlab.methods.nm.packed import check_mask

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxlab
-from jaxlab.kernels import dispatch
+from jaxlab.kernels import dispatch, measured
 from jaxlab.kernels.nm_matmul import nm_matmul as nm_matmul_of_arrays
 from jaxlab.kernels.nm_matmul.shapes import Problem
 from jaxlab.kernels.packing_nm import NM_LAYOUT_VERSION
@@ -217,7 +217,7 @@ def test_a_gpu_is_given_the_kernel_where_it_won(on_an_h100, monkeypatch, hyper):
         for rows, name in ((16, "mosaic_gpu"), (32, "xla"))
     }
     table = {"jax": "0.10", "layout": NM_LAYOUT_VERSION, "entries": won}
-    monkeypatch.setattr(dispatch, "_table", lambda op, kind: table)
+    monkeypatch.setattr(measured, "_table", lambda op, kind: table)
     monkeypatch.setattr(dispatch, "_found", {})
     for rows, taken in ((16, 1), (32, 0), (64, 0)):
         x = jax.ShapeDtypeStruct((rows, 1024), jnp.bfloat16)
