@@ -69,13 +69,23 @@ def bits(key: jax.Array, shape: tuple[int, int], kind: str) -> jax.Array:
 
 
 def sparse(
-    n: int, m: int, rows: int, n_out: int, k: int, *, block: int = 1, kind: str | None = None
+    n: int,
+    m: int,
+    rows: int,
+    n_out: int,
+    k: int,
+    *,
+    block: int = 1,
+    kind: str | None = None,
+    group: int = 128,
 ) -> Case:
-    """N:M groups at random; integers have scales of 128 k, or of whole rows."""
+    """N:M groups at random; integers have scales of a group of k, or of whole rows where it is 0 or
+    does not fit.
+    """
     problem = nm_shapes.Problem(rows, n_out, k, n, m, block)
     if kind:
-        fits = 128 % (LANES * problem.layout.span) == 0
-        problem = problem._replace(kind=kind, scaled=128 if fits else 0)
+        fits = group % (LANES * problem.layout.span) == 0
+        problem = problem._replace(kind=kind, scaled=group if fits else 0)
     groups = k // problem.scaled if problem.scaled else 1
 
     @jax.jit
@@ -113,6 +123,7 @@ OPS: dict[str, dict[str, list[Callable[[int, int, int], Case]]]] = {
     "quantized_matmul": {
         "int4": [functools.partial(planar, "int4", 128, 64)],
         "int8": [functools.partial(planar, "int8", 0, 64)],
+        "int8 groups of 128": [functools.partial(planar, "int8", 128, 64)],
     },
     "binary_matmul": {
         "binary": [functools.partial(planar, "binary", 0, width) for width in (64, 32)],
@@ -124,6 +135,7 @@ OPS: dict[str, dict[str, list[Callable[[int, int, int], Case]]]] = {
         "1:8": [functools.partial(sparse, 1, 8)],
         "2:4 int4": [functools.partial(sparse, 2, 4, kind="int4")],
         "1:4 int4": [functools.partial(sparse, 1, 4, kind="int4")],
+        "2:4 int4 rows": [functools.partial(sparse, 2, 4, kind="int4", group=0)],
         "2:4 block 4": [functools.partial(sparse, 2, 4, block=4)],
         "1:4 block 16": [functools.partial(sparse, 1, 4, block=16)],
     },

@@ -119,6 +119,9 @@ CELLS: dict[str, Callable[[], Cell]] = {
     "n4096 b4096 gradient of x": functools.partial(_cell, 4096, 64, 4096, transpose=True),
     "n4096 b16": functools.partial(_cell, 4096, 64, 16),
     "n4096 b512": functools.partial(_cell, 4096, 64, 512),
+    # Between these and 4096 rows it may be chosen, where it wins at both ends.
+    "n4096 b1024": functools.partial(_cell, 4096, 64, 1024),
+    "n4096 b16384": functools.partial(_cell, 4096, 64, 16384),
     "n16384 b4096 gradient of x": functools.partial(_cell, 16384, 128, 4096, transpose=True),
     "n4096 b4096 interleaved": functools.partial(_cell, 4096, 64, 4096, blocked=False),
     "n4096 in 16 blocks b4096": functools.partial(_cell, 4096, 16, 4096),

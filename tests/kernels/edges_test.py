@@ -183,6 +183,18 @@ def test_inputs_that_are_given_away_or_lie_apart():
     np.testing.assert_array_equal(given(x + 0), expected)
 
 
+def test_float16_inputs_meet_weights_that_it_does_not_hold():
+    q, scale = jnp.full((N, K), 100, jnp.int8), jnp.full((2, N), 1000.0)
+    packed, sparse = pack(q, "int8", width=16), pack_nm(q, KEEPS, 2, 4, kind="int8")
+    for rows in (1, 2):
+        x = jnp.full((rows, K), 1e-4, jnp.float16)
+        for y, sum_of in (
+            (quantized_matmul(x, packed, scale), K),
+            (nm_matmul(x, sparse, scale), K / 2),
+        ):
+            np.testing.assert_allclose(np.asarray(y, np.float64), 1e5 * 1e-4 * sum_of, rtol=2e-3)
+
+
 def test_inputs_on_two_devices():
     """Each device has half of k, and its groups of scales; the sums meet."""
     x, w = drawn(3, K).astype(jnp.float32), drawn(N, K)

@@ -55,7 +55,9 @@ def reference(
 
 def xla(x: jax.Array, packed: tuple[PackedNM, Planar | None], floating: Floating) -> jax.Array:
     """The same with one product in x's dtype, through the dense array."""
-    dense = dequantize_nm(joined(*packed, floating[0]), floating[1]).astype(x.dtype)
+    dense, dtype = dequantize_nm(joined(*packed, floating[0]), floating[1]), accumulator(x.dtype)
+    # float16 may not hold what a scale makes of an integer.
+    operands = (v.astype(dtype if x.dtype == jnp.float16 else x.dtype) for v in (x, dense))
     contract = (((1,), (1,)), ((), ()))
-    wide = lax.dot_general(x, dense, contract, preferred_element_type=accumulator(x.dtype))
+    wide = lax.dot_general(*operands, contract, preferred_element_type=dtype)
     return wide.astype(x.dtype)

@@ -52,8 +52,10 @@ def xla(x: jax.Array, packed: Planar, floating: tuple[jax.Array, jax.Array | Non
     if x.shape[0] == 1:
         wide = jnp.sum(x.astype(dtype) * dense.astype(dtype), axis=1)[None]
     else:
+        # float16 may not hold what a scale makes of an integer.
+        operands = (v.astype(dtype if x.dtype == jnp.float16 else x.dtype) for v in (x, dense))
         contract = (((1,), (1,)), ((), ()))
-        wide = lax.dot_general(x, dense.astype(x.dtype), contract, preferred_element_type=dtype)
+        wide = lax.dot_general(*operands, contract, preferred_element_type=dtype)
     if per_row:
         wide = wide * scale.astype(dtype)
     return wide.astype(x.dtype)
