@@ -61,9 +61,16 @@ def interpreter(warpgroups: int) -> Any:
         which has one for every core: when all threads wait, nothing is left to end their waiting.
 
     Raises:
-      NotImplementedError: jax 0.10, whose interpreter refuses products from sliced tiles; a pool of
-        too few threads.
+      NotImplementedError: jax 0.10, whose interpreter refuses products from sliced tiles; inside
+        `jax.shard_map` over several devices, whose kernels would share what interpreters keep; a
+        pool of too few threads.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(mesh.shape[axis] > 1 for axis in mesh.manual_axes):
+        raise NotImplementedError(
+            f"mosaic_gpu: interpreted inside jax.shard_map over {', '.join(mesh.manual_axes)}; "
+            "nearest: 'xla'"
+        )
     if VERSION < (0, 11):
         raise NotImplementedError(f"mosaic_gpu: jax {jax.__version__} cannot interpret this kernel")
     # As XLA counts; Python 3.13 has `os.process_cpu_count` for it.

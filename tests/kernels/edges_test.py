@@ -183,6 +183,24 @@ def test_inputs_that_are_given_away_or_lie_apart():
     np.testing.assert_array_equal(given(x + 0), expected)
 
 
+def test_kernels_on_several_devices_are_not_interpreted():
+    x, packed = drawn(4, K).astype(jnp.bfloat16), INT4(drawn(N, K))
+    mesh = Mesh(np.array(jax.devices()), ("rows",))
+
+    def product(x, implementation):
+        return quantized_matmul(
+            x, packed, SCALE, implementation=implementation, config=Config(1, 1), interpret=True
+        )
+
+    def shared(implementation):
+        local = functools.partial(product, implementation=implementation)
+        return jax.shard_map(local, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))(x)
+
+    with pytest.raises(NotImplementedError, match="inside jax.shard_map over rows; nearest: 'xla'"):
+        shared("mosaic_gpu")
+    np.testing.assert_array_equal(shared(("mosaic_gpu", "xla")), quantized_matmul(x, packed, SCALE))
+
+
 def test_float16_inputs_meet_weights_that_it_does_not_hold():
     q, scale = jnp.full((N, K), 100, jnp.int8), jnp.full((2, N), 1000.0)
     packed, sparse = pack(q, "int8", width=16), pack_nm(q, KEEPS, 2, 4, kind="int8")

@@ -57,7 +57,9 @@ def xla(x: jax.Array, packed: tuple[PackedNM, Planar | None], floating: Floating
     """The same with one product in x's dtype, through the dense array."""
     dense, dtype = dequantize_nm(joined(*packed, floating[0]), floating[1]), accumulator(x.dtype)
     # float16 may not hold what a scale makes of an integer.
-    operands = (v.astype(dtype if x.dtype == jnp.float16 else x.dtype) for v in (x, dense))
+    held = dtype if x.dtype == jnp.float16 else x.dtype
     contract = (((1,), (1,)), ((), ()))
-    wide = lax.dot_general(*operands, contract, preferred_element_type=dtype)
+    wide = lax.dot_general(
+        x.astype(held), dense.astype(held), contract, preferred_element_type=dtype
+    )
     return wide.astype(x.dtype)

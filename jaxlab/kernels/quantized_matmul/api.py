@@ -26,9 +26,10 @@ def quantized_matmul(
     """`y = x @ ((q - zero) * scale).T`, with q packed.
 
     The reference sums in float32 and rounds once; the kernel likewise; XLA rounds the dequantised
-    weights to x's dtype first. Reverse mode gives gradients to x, `scale` and `zero`; under
-    `jax.vmap` over x alone it stays one product. On several devices call it inside
-    `jax.shard_map`.
+    weights to x's dtype first if x has several rows, and not to float16. What is not finite in x
+    stays so, but where there are zero points an infinity may become NaN. Reverse mode gives
+    gradients to x, `scale` and `zero`; under `jax.vmap` over x alone it stays one product. On
+    several devices call it inside `jax.shard_map`.
 
     Args:
       x: floating, (..., k).

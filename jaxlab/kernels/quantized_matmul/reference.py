@@ -53,9 +53,11 @@ def xla(x: jax.Array, packed: Planar, floating: tuple[jax.Array, jax.Array | Non
         wide = jnp.sum(x.astype(dtype) * dense.astype(dtype), axis=1)[None]
     else:
         # float16 may not hold what a scale makes of an integer.
-        operands = (v.astype(dtype if x.dtype == jnp.float16 else x.dtype) for v in (x, dense))
+        held = dtype if x.dtype == jnp.float16 else x.dtype
         contract = (((1,), (1,)), ((), ()))
-        wide = lax.dot_general(*operands, contract, preferred_element_type=dtype)
+        wide = lax.dot_general(
+            x.astype(held), dense.astype(held), contract, preferred_element_type=dtype
+        )
     if per_row:
         wide = wide * scale.astype(dtype)
     return wide.astype(x.dtype)
