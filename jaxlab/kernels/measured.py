@@ -67,8 +67,8 @@ def stored(op: str, kind: str, problem: Problem) -> dict[str, Any] | None:
     For what was not measured itself, the table's `won` has ranges of rows, outputs and inputs for a
     family, whose corners were measured and in which the kernel won wherever it was; within one the
     kernel is the choice, cut as with the next larger number of rows that was measured at this size,
-    if one was. Entries count from the version of jax on that they were measured with, and
-    for the layout of packed weights that they were.
+    if one was. Entries count from the version of jax on that they were measured with, and for the
+    layout of packed weights that they were.
     """
     table = _table(op, kind)
     measured_with = tuple(int(v) for v in table.get("jax", "99.0").split(".")[:2])
