@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxlab.core import registry
 from jaxlab.core.match import Matcher, path_str
@@ -197,6 +199,8 @@ class _Walk:
         told = {name: value for name, value in told.items() if declares(method, name)}
         try:
             from_dense = registry.get("matrix", method).from_dense
+            if isinstance(leaf, np.ndarray):
+                leaf = jnp.asarray(leaf)  # in the dtype that products have, whatever the method
             return from_dense(leaf, key=key, **{**told, **hyper})
         except (ValueError, TypeError) as error:
             raise type(error)(f"compress: {path!r} {tuple(leaf.shape)}: {error}") from error

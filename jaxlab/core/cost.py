@@ -4,7 +4,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxlab.core.match import leaf_paths
 from jaxlab.core.matrix import Matrix, is_matrix
@@ -97,7 +96,7 @@ def nbytes(tree: Any) -> int:
 
 def _row(path: str, leaf: Any) -> Row:
     size = math.prod(leaf.shape)
-    dense = size * jnp.dtype(leaf.dtype).itemsize
+    dense = size * leaf.dtype.itemsize
     if isinstance(leaf, Matrix):
         stack = math.prod(leaf.shape[:-2])
         flops = stack * leaf.cost(1).flops

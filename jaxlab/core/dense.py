@@ -24,6 +24,18 @@ def check_dense(method: str, w: Any) -> None:
     check_finite(method, w)
 
 
+def check_weights(method: str, w: Any) -> None:
+    """What `check_dense` asks, and that there is an entry, without which nothing is decomposed.
+
+    Raises:
+      TypeError: `w` is not floating.
+      ValueError: `w` has fewer than two axes, or an empty one; or it is not finite.
+    """
+    check_dense(method, w)
+    if not w.size:
+        raise ValueError(f"{method}: a kernel of shape {w.shape} is empty; leave it dense")
+
+
 def check_finite(owner: str, a: Any) -> None:
     """Raises a ValueError if `a` has values (is no tracer, no mere shape) that are not finite.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxlab.core import registry
 from jaxlab.core.convolution import Convolution
 from jaxlab.core.dense import check_dense as check_dense  # beside what a method's file imports
+from jaxlab.core.dense import check_weights as check_weights
 
 
 class Cost(NamedTuple):

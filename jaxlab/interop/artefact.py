@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,9 @@ def _encode(node: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
         return {"matrix": type(node).name, "static": fixed, "children": children}
     if isinstance(node, dict):
         # Pairs, because JSON would turn integer keys into strings.
-        return {"dict": [[k, _encode(v, f"{below}{k}", tensors)] for k, v in node.items()]}
+        return {
+            "dict": [[_key(k, path), _encode(v, f"{below}{k}", tensors)] for k, v in node.items()]
+        }
     if type(node) in (list, tuple):
         items = [_encode(v, f"{below}{i}", tensors) for i, v in enumerate(node)]
         return {type(node).__name__: items}
@@ -154,9 +157,27 @@ def _encode(node: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
     ):
         if path in tensors:
             raise TypeError(f"save: two leaves have the path {path!r}; rename a key")
-        tensors[path] = np.ascontiguousarray(jax.device_get(node)).reshape(node.shape)
+        array = np.ascontiguousarray(jax.device_get(node)).reshape(node.shape)
+        if array.dtype.itemsize == 1 and jnp.issubdtype(array.dtype, jnp.floating):
+            # A reader of NumPy arrays does not know the types of 8 bits: they are stored as bytes.
+            tensors[path] = array.view(np.uint8)
+            return {"array": path, "dtype": array.dtype.name}
+        tensors[path] = array
         return {"array": path}
-    raise TypeError(f"save: {path!r} is a {type(node).__name__} and not an array or a matrix")
+    nearest = "; nearest: a dict, as flax.core.unfreeze makes it" * isinstance(node, Mapping)
+    raise TypeError(
+        f"save: {path!r} is a {type(node).__name__} and not an array or a matrix{nearest}"
+    )
+
+
+def _key(key: Any, path: str) -> Any:
+    key = key.item() if isinstance(key, np.generic) else key
+    if key is not None and not isinstance(key, str | int | float):
+        raise TypeError(
+            f"save: the key {key!r} in {path!r} must be a string or a number; nearest, for keys "
+            "that are paths: flax.traverse_util.unflatten_dict(params)"
+        )
+    return key
 
 
 def _decode(node: Any, tensors: dict[str, np.ndarray]) -> Any:
@@ -173,10 +194,13 @@ def _decode(node: Any, tensors: dict[str, np.ndarray]) -> Any:
     if kind in ("list", "tuple"):
         items = [_decode(child, tensors) for child in value]
         return items if kind == "list" else tuple(items)
-    loaded = jnp.asarray(tensors[value])
-    if loaded.dtype != tensors[value].dtype:
+    stored = tensors[value]
+    if rest:
+        stored = stored.view(jnp.dtype(dict(rest)["dtype"]))
+    loaded = jnp.asarray(stored)
+    if loaded.dtype != stored.dtype:
         raise ValueError(
-            f"{value!r} is {tensors[value].dtype}, which needs jax_enable_x64; nothing was cast"
+            f"{value!r} is {stored.dtype}, which needs jax_enable_x64; nothing was cast"
         )
     return loaded
 

@@ -163,7 +163,7 @@ def _intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -
     module = context.module
     own = context.method_name == "__call__" and module.scope is not None
     of_layer = next((f for kind, f in _LINEN.items() if own and isinstance(module, kind)), None)
-    w = module.get_variable("params", "kernel") if of_layer else None
+    w = meta.unbox(module.get_variable("params", "kernel")) if of_layer else None
     if of_layer is None or not isinstance(w, Matrix):
         return call(*args, **kwargs)
     x = kwargs["inputs"] if "inputs" in kwargs else args[0]
@@ -181,7 +181,7 @@ def _dense(module: Any, x: jax.Array, w: Matrix, path: str) -> jax.Array:
 
 def _dense_general(module: Any, x: jax.Array, w: Matrix, path: str) -> jax.Array:
     several = lambda v: (v,) if isinstance(v, int) else tuple(v)  # noqa: E731
-    axes = tuple(a % x.ndim for a in several(module.axis))
+    axes = tuple(sorted(a % x.ndim for a in several(module.axis)))  # as flax contracts them
     shape = (*(x.shape[a] for a in axes), *several(module.features))
     batch = tuple(module.batch_dims)
     return _dot(x, w, shape, path, ((axes, tuple(range(len(axes)))), (batch, batch)))

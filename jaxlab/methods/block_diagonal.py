@@ -12,7 +12,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core.matrix import Cost, Example, Matrix, accumulator, check_dense, matrix, static
+from jaxlab.core.matrix import Cost, Example, Matrix, accumulator, check_weights, matrix, static
 from jaxlab.core.registry import suggest
 
 
@@ -29,7 +29,7 @@ def shuffle_channels(x: jax.Array, groups: int) -> jax.Array:
     >>> shuffle_channels(jnp.arange(6), 2).tolist()
     [0, 3, 1, 4, 2, 5]
     """
-    split = x.reshape(*x.shape[:-1], groups, -1)
+    split = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
     return jnp.swapaxes(split, -1, -2).reshape(x.shape)
 
 
@@ -122,7 +122,7 @@ class BlockDiagonal(Matrix):
         >>> BlockDiagonal.from_dense(jnp.ones((8, 12)), nblocks=2)
         BlockDiagonal(blocks=float32[2, 4, 6], shuffle=False)
         """
-        check_dense("block_diagonal", w)
+        check_weights("block_diagonal", w)
         d_in, d_out = w.shape[-2:]
         if nblocks < 1 or d_in % nblocks or d_out % nblocks:
             legal = [k for k in range(1, min(d_in, d_out) + 1) if d_in % k == d_out % k == 0]
@@ -153,18 +153,18 @@ class BlockDiagonal(Matrix):
 
     def rmatmul(self, x: jax.Array) -> jax.Array:
         """Each part of x times its block."""
-        k, p, _ = self.blocks.shape
+        k, p, q = self.blocks.shape
         x = shuffle_channels(x, k) if self.shuffle else x
         parts = x.reshape(*x.shape[:-1], k, p)
         y = jnp.einsum("...kp,kpq->...kq", parts, self.blocks.astype(x.dtype))
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], k * q)
 
     def tmatmul(self, x: jax.Array) -> jax.Array:
         """Each part of x times its transposed block, then the shuffle undone."""
         k, p, q = self.blocks.shape
         parts = x.reshape(*x.shape[:-1], k, q)
         y = jnp.einsum("...kq,kpq->...kp", parts, self.blocks.astype(x.dtype))
-        y = y.reshape(*x.shape[:-1], -1)
+        y = y.reshape(*x.shape[:-1], k * p)
         return shuffle_channels(y, p) if self.shuffle else y
 
     def cost(self, rows: int) -> Cost:

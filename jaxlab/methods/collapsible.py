@@ -12,7 +12,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core.matrix import Example, Matrix, accumulator, check_dense, matrix, static
+from jaxlab.core.matrix import Example, Matrix, accumulator, check_weights, matrix, static
 from jaxlab.methods.dense import Dense
 
 Size = tuple[int, int]
@@ -129,7 +129,7 @@ class Collapsible(Matrix):
         >>> Collapsible.from_dense(jnp.ones((4, 6)), width=8)
         Collapsible(expand=float32[4, 8], project=float32[8, 6], kernel_size=None)
         """
-        check_dense("collapsible", w)
+        check_weights("collapsible", w)
         if width < 1:
             raise ValueError(f"collapsible: width={width} must be 1 or more; nearest: 1")
         size = None if kernel_size is None else _checked(kernel_size, w.shape)

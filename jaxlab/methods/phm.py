@@ -13,7 +13,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core.matrix import Cost, Example, Matrix, accumulator, check_dense, matrix
+from jaxlab.core.matrix import Cost, Example, Matrix, accumulator, check_weights, matrix
 from jaxlab.core.registry import suggest
 
 
@@ -192,7 +192,7 @@ class PHM(Matrix):
         >>> PHM.from_dense(jnp.ones((8, 12)), n=4, tables="hamilton").s.shape
         (4, 2, 3)
         """
-        check_dense("phm", w)
+        check_weights("phm", w)
         d_in, d_out = w.shape[-2:]
         for name, value, known in (("tables", tables, _TABLES), ("init", init, _INITS)):
             if value not in known:

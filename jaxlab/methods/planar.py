@@ -1,12 +1,11 @@
 """What matrices of packed integers with scales share: how they are stored, and what they mean."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core.matrix import Matrix, check_dense
+from jaxlab.core.matrix import Matrix
 from jaxlab.kernels.packing import FORMATS, Planar
 from jaxlab.kernels.quantized_matmul import dequantize
 
@@ -21,20 +20,6 @@ def packing_width(d_in: int, kind: str) -> int:
     """
     words = -(-d_in // FORMATS[kind].fields)
     return min(_MOST_WIDTH, -(-words // _WIDTH_STEP) * _WIDTH_STEP)
-
-
-def check_packable(owner: str, w: Any) -> None:
-    """What `check_dense` asks, and that there is a weight: without one there is no scale.
-
-    Raises:
-      TypeError: `w` is not floating.
-      ValueError: `w` has fewer than two axes, or an empty one.
-    """
-    check_dense(owner, w)
-    if w.size == 0:
-        raise ValueError(
-            f"{owner}: a kernel of shape {w.shape} is empty and has no scale; leave it dense"
-        )
 
 
 class PlanarMatrix(Matrix):

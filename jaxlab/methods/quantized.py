@@ -10,11 +10,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core.matrix import Example, accumulator, matrix, static
+from jaxlab.core.matrix import Example, accumulator, check_weights, matrix, static
 from jaxlab.core.registry import suggest
 from jaxlab.kernels.packing import LAYOUT_VERSION, pack
 from jaxlab.kernels.quantized_matmul import quantized_matmul
-from jaxlab.methods.planar import PlanarMatrix, check_packable, packing_width
+from jaxlab.methods.planar import PlanarMatrix, packing_width
 
 # By kind, the largest integer: symmetric, so that the smallest is its negative.
 LARGEST = {"int8": 127, "int4": 7}
@@ -150,7 +150,7 @@ class Quantized(PlanarMatrix):
         >>> Quantized.from_dense(jnp.ones((256, 4), jnp.bfloat16)).nbytes  # of 2048 dense
         528
         """
-        check_packable("quantized", w)
+        check_weights("quantized", w)
         size = check_rounding("quantized", w, quant, group)
         words, scale = _rounded(w, quant, size)
         d_in = w.shape[-2]

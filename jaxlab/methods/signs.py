@@ -11,11 +11,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core.matrix import Example, accumulator, matrix, static
+from jaxlab.core.matrix import Example, accumulator, check_weights, matrix, static
 from jaxlab.core.registry import suggest
 from jaxlab.kernels.binary_matmul import binary_matmul
 from jaxlab.kernels.packing import LAYOUT_VERSION, pack
-from jaxlab.methods.planar import PlanarMatrix, check_packable, packing_width
+from jaxlab.methods.planar import PlanarMatrix, packing_width
 
 
 def to_signs(w: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -120,7 +120,7 @@ class Signs(PlanarMatrix):
         >>> Signs.from_dense(jnp.ones((256, 4), jnp.bfloat16)).nbytes  # of 2048 dense
         136
         """
-        check_packable("signs", w)
+        check_weights("signs", w)
         if quant not in ROUND:
             raise ValueError(f"signs: quant={quant!r}; {suggest(str(quant), ROUND)}")
         words, scale = _rounded(w, quant)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxlab.core.matrix import Cost, Example, Matrix, check_dense, matrix, static
+from jaxlab.core.matrix import Cost, Example, Matrix, check_weights, matrix, static
 from jaxlab.core.selection import lowest
 from jaxlab.methods.dense import Dense
 from jaxlab.methods.nm.positions import pack_bits, unpack_bits
@@ -111,7 +111,7 @@ class Sparse(Matrix):
         Array([[ 0., -4.],
                [ 0.,  0.]], dtype=float32)
         """
-        check_dense("sparse", w)
+        check_weights("sparse", w)
         check_sparsity("sparse", sparsity)
         size = math.prod(w.shape[-2:])
         mask = magnitude_mask(w, sparsity)
@@ -185,7 +185,7 @@ class SparsePacked(Matrix):
         >>> SparsePacked.from_dense(jnp.ones((16, 8)), sparsity=0.75).nbytes  # of 512 dense
         144
         """
-        check_dense("sparse_packed", w)
+        check_weights("sparse_packed", w)
         check_sparsity("sparse_packed", sparsity)
         size = math.prod(w.shape[-2:])
         return pack_sparse(w, magnitude_mask(w, sparsity), size - round(size * sparsity))

@@ -246,3 +246,24 @@ def test_settings_may_be_numpys_numbers():
         jaxlab.compress(
             params(), [("head/kernel", "low_rank", {"rank": 2, "decomposition": "svdd"})]
         )
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("block_diagonal", {"nblocks": 2}),
+        ("phm", {"n": 2}),
+        ("sparse", {"sparsity": 0.5}),
+        ("sparse_packed", {"sparsity": 0.5}),
+        ("collapsible", {"width": 8}),
+        ("low_rank", {"rank": 2}),
+        ("monarch", {"nblocks": 2}),
+        ("quantized", {}),
+        ("signs", {}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(0, 16), (16, 0), (0, 16, 16)])
+def test_kernels_of_nothing_are_refused_by_name(method, settings, shape):
+    says = rf"compress: 'kernel' .*{method}: a kernel of shape .* is empty; leave it dense"
+    with pytest.raises(ValueError, match=says):
+        jaxlab.compress({"kernel": jnp.ones(shape)}, [("kernel", method, settings)])

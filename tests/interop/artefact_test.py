@@ -3,6 +3,7 @@
 import json
 from typing import NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,3 +161,32 @@ def test_dtypes_and_arguments_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(TypeError, match="'w' is a NMNow.*what jaxlab.at"):
         jaxlab.save(file, jaxlab.at(params, jnp.array(0.5)))
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.bfloat16])
+def test_types_that_numpy_does_not_know_come_back(tmp_path, dtype):
+    params = {"w": jnp.arange(-8, 8).reshape(4, 4).astype(dtype), "none": jnp.zeros((0, 2), dtype)}
+    jaxlab.save(tmp_path / "narrow", params)
+    for name, loaded in jaxlab.load(tmp_path / "narrow").items():
+        assert loaded.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(loaded), np.asarray(params[name]))
+
+
+def test_keys_that_a_file_does_not_hold_are_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"key \('up', 'kernel'\) in '' .*unflatten_dict"):
+        jaxlab.save(tmp_path / "a", {("up", "kernel"): jnp.ones(2)})
+    with pytest.raises(TypeError, match="FrozenDict and not .*nearest: a dict"):
+        jaxlab.save(tmp_path / "a", flax.core.freeze({"a": jnp.ones(2)}))
+    assert not list(tmp_path.iterdir())
+    jaxlab.save(tmp_path / "a", {np.int64(3): jnp.ones(2)})
+    assert list(jaxlab.load(tmp_path / "a")) == [3]
+
+
+@pytest.mark.parametrize("method", ["nm", "dense", "low_rank"])
+def test_weights_of_numpy_have_the_dtype_of_products(tmp_path, method):
+    settings = {"nm": {"n": 2, "m": 4}, "dense": {}, "low_rank": {"rank": 2}}[method]
+    kernel = np.random.default_rng(0).normal(size=(16, 8))
+    made = jaxlab.compress({"kernel": kernel}, [("kernel", method, settings)])
+    assert made["kernel"].dtype == jnp.float32
+    jaxlab.save(tmp_path / "a", made)
+    assert jaxlab.load(tmp_path / "a")["kernel"].dtype == jnp.float32

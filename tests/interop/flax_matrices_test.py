@@ -228,3 +228,29 @@ def test_a_layer_that_wants_an_array_is_told_what_multiplies():
         with pytest.raises(TypeError, match="LowRank is no array: multiply with x @ W.*flax"):
             wants()
     assert (np.ones((2, 8), np.float32) @ params["kernel"]).shape == (2, 4)
+
+
+@pytest.mark.parametrize("axis", [(-1, -2), (1, 3), (2,), -1])
+def test_general_layers_contract_their_axes_in_order(axis):
+    layer, x = nn.DenseGeneral(5, axis=axis), X[..., :3, :3]
+    params = layer.init(jax.random.key(0), x)["params"]
+    flat = {**params, "kernel": params["kernel"].reshape(-1, 5)}
+    made = jaxlab.compress(flat, [("kernel", "dense", {})])
+    y = matrix_apply(layer.apply)({"params": made}, x)
+    np.testing.assert_allclose(y, layer.apply({"params": params}, x), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_that_say_how_they_are_split():
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), ("a", "b"))
+    layer, x = nn.Dense(8, kernel_init=init), X[..., 0]
+    params = layer.init(jax.random.key(0), x)["params"]
+    made = jaxlab.compress(params, [("kernel/value", "nm", {"n": 2, "m": 4})])
+    y = matrix_apply(layer.apply)({"params": made}, x)
+    expected = x @ jaxlab.to_dense(made["kernel"].value) + params["bias"][None, None]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_table_of_parameters_beside_random_keys():
+    params = {"layer": {"kernel": jnp.ones((8, 4))}, "key": jax.random.key(0)}
+    made = jaxlab.compress(params, [(".*/kernel", "low_rank", {"rank": 2})])
+    assert [row.path for row in jaxlab.parameter_table(made).rows] == ["key", "layer/kernel"]

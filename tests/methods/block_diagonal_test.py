@@ -97,3 +97,9 @@ def test_product_never_forms_the_dense_matrix_and_stores_a_kth():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         BlockDiagonal.from_dense(jnp.ones((12, 8)), **arguments)
+
+
+def test_no_rows_are_no_rows():
+    W = BlockDiagonal.from_dense(jnp.ones((16, 8)), nblocks=4, shuffle=True)
+    assert (jnp.ones((0, 16)) @ W).shape == (0, 8)
+    assert W.tmatmul(jnp.ones((0, 8))).shape == (0, 16)

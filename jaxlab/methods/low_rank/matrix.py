@@ -15,7 +15,7 @@ from jaxlab.core.matrix import (
     Example,
     Matrix,
     accumulator,
-    check_dense,
+    check_weights,
     matmul,
     matrix,
     to_dense,
@@ -175,7 +175,7 @@ class LowRank(Matrix):
         >>> W.shape, W.nbytes
         ((4, 6), 40)
         """
-        check_dense("low_rank", w)
+        check_weights("low_rank", w)
         rank = _rank(w, rank, ratio, align)
         name = decomposition or ("svd" if gram is None else "lord")
         if name not in _DECOMPOSITIONS:

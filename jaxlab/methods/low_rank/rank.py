@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core.gram import Gram, check_gram
-from jaxlab.core.matrix import accumulator, check_dense
+from jaxlab.core.matrix import accumulator, check_weights
 
 
 def breakeven_rank(o: int, i: int) -> float:
@@ -50,7 +50,7 @@ def check_align(align: int) -> None:
 
 def check_rank(w: jax.Array, rank: int) -> None:
     """Raises unless `w` is floating with two axes or more, and `rank` is one of such a matrix."""
-    check_dense("low_rank", w)
+    check_weights("low_rank", w)
     o, i = w.shape[-2:]
     if not 1 <= rank <= min(o, i):
         raise ValueError(

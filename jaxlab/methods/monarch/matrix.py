@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core.gram import Gram, check_gram
-from jaxlab.core.matrix import Cost, Example, Matrix, accumulator, check_dense, matrix, static
+from jaxlab.core.matrix import Cost, Example, Matrix, accumulator, check_weights, matrix, static
 from jaxlab.core.registry import suggest
 from jaxlab.kernels.monarch_matmul import monarch_matmul, takes_kernel
 from jaxlab.methods.monarch.initialise import RANDOM_INITS, init_monarch
@@ -108,7 +108,7 @@ class Monarch(Matrix):
         >>> Monarch.from_dense(jnp.ones((16, 24)))
         Monarch(w1=float32[4, 4, 4], w2=float32[4, 6, 4], d_in=16, d_out=24, blocked=False)
         """
-        check_dense("monarch", w)
+        check_weights("monarch", w)
         d_in, d_out = w.shape[-2:]
         shape = monarch_shapes(d_in, d_out, nblocks=nblocks, k=k, l=l, rank=rank)
         if init in _STARTS:

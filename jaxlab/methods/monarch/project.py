@@ -89,6 +89,11 @@ def _project(
         jax.lax.stop_gradient(a).astype(wide),
         [(0, s * l - shape.n_out), (0, k * p - shape.n_in)],
     )
+    # Squares of what is far from 1 leave float32's range. A power of four has an exact root.
+    largest = jnp.max(jnp.abs(padded))
+    _, exponent = jnp.frexp(jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1))
+    scale = jnp.ldexp(jnp.ones((), largest.dtype), exponent // 2)
+    padded = padded / scale.astype(wide) / scale.astype(wide)
     target = padded.reshape(s, l, k, p).transpose(2, 1, 0, 3)
     ranks = jnp.asarray(shape.block_ranks.T)
     fit = functools.partial(_fit, most=-(-shape.q // l), basis=_BASES[method], iters=iters)
@@ -109,9 +114,10 @@ def _project(
     else:
         left, right = fit(target, None, ranks)
         squared = jnp.sum(jnp.abs(target - _product(left, right)) ** 2)
-    w1, w2 = join_slices(left, right, shape)
+    w1, w2 = join_slices(left * scale.astype(wide), right * scale.astype(wide), shape)
     # Not `maximum(x, 0)`: rounding may make a weighted 0 negative, but NaN has to stay.
     residual = jnp.sqrt(jnp.where(squared < 0, jnp.zeros_like(squared), squared))
+    residual = residual * scale.astype(residual.dtype) * scale.astype(residual.dtype)
     return {"w1": w1.astype(a.dtype), "w2": w2.astype(a.dtype)}, residual
 
 

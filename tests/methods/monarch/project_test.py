@@ -272,3 +272,12 @@ def test_bad_arguments(options, message):
         project_to_monarch(jnp.ones((15, 16)), square(16, 4))
     with pytest.raises(TypeError, match="a is int32"):
         project_to_monarch(jnp.ones((16, 16), jnp.int32), square(16, 4))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e36])
+def test_the_nearest_of_far_smaller_and_larger_matrices(size):
+    a = np.asarray(random_monarch(UNEVEN) + 0.1, np.float32)
+    near, residual = projected(jnp.asarray(a), UNEVEN)
+    far, its = projected(jnp.asarray(a * np.float32(size)), UNEVEN)
+    np.testing.assert_allclose(np.asarray(far, np.float64) / size, near, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(float(its) / size, residual, rtol=1e-3)
