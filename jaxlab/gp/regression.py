@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jaxlab.gp.covariance import AxisKernel, axis_covariance, axis_kernel
 from jaxlab.gp.pde_problem import check_axis, check_points
@@ -79,13 +80,17 @@ def gp_grid_init(
     """
     kernels, axes, y, mask = _checked(kernel, axes, y, mask)
     where = jnp.ones(y.shape, bool) if mask is None else mask
+    if not isinstance(where, Tracer) and not bool(jnp.any(where)):
+        raise ValueError("gp_grid_init: mask has no True, so no cell was seen; nearest: mask=None")
     mean, variance = jnp.mean(y, where=where), jnp.var(y, where=where)
-    variance = jnp.maximum(variance, jnp.finfo(y.dtype).tiny)
+    # Numbers that are all the same have no scale of their own: theirs is 1, or of their size.
+    none = variance <= jnp.finfo(y.dtype).eps ** 2 * mean**2
+    variance = jnp.where(none, jnp.where(mean == 0, 1, mean**2), variance)
     pairs = zip(kernels, axes, strict=True)
     return {
         "kernels": tuple(axis_kernel(k).init(x, y.dtype) for k, x in pairs),
         "log_scale": jnp.log(variance),
-        "log_noise": jnp.log(variance / 10),
+        "log_noise": jnp.log(variance) - jnp.log(10.0).astype(y.dtype),
         "mean": mean,
     }
 

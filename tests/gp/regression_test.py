@@ -106,3 +106,18 @@ def test_bad_input_is_refused():
         gp_grid_init("white", ([0.0, 1.0],), jnp.zeros(2, int))
     with pytest.raises(ValueError, match="steps=0"):
         gp_grid_fit("white", ([0.0, 1.0],), jnp.zeros(2), steps=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [0.0, 1.0, -1e3])
+def test_what_does_not_vary_has_a_fit(dtype, value):
+    with jax.enable_x64(dtype == np.float64):
+        x, y = (np.arange(5.0),), jnp.full(5, value, dtype)
+        one = jnp.arange(5) == 1
+        for seen in (None, one):
+            fit = gp_grid_fit("matern32", x, y, seen, steps=5)
+            assert bool(jnp.all(jnp.isfinite(fit.losses)))
+            found = gp_grid_predict(fit.params, "matern32", x, y, mask=seen)
+            np.testing.assert_allclose(found.mean, y, rtol=0, atol=1e-2 * max(abs(value), 1))
+    with pytest.raises(ValueError, match="gp_grid_init: mask has no True"):
+        gp_grid_init("matern32", (np.arange(5.0),), jnp.ones(5), jnp.zeros(5, bool))

@@ -18,6 +18,7 @@ from jaxlab.special.vmf import (
     vmf_log_normalizer,
     vmf_log_prob,
     vmf_mean_resultant,
+    vmf_sample,
 )
 
 # Made with mpmath: what Newton's method must find.
@@ -249,3 +250,18 @@ def test_bad_arguments_are_named():
         vmf_mean_resultant(3, jnp.ones(2, jnp.complex64))
     with pytest.raises(ValueError, match="steps=-1"):
         vmf_kappa_from_r(3, 0.5, steps=-1)
+
+
+@pytest.mark.parametrize("p", [3, 50])
+@pytest.mark.parametrize("kappa", [10.0, 1e5, 1e6, 1e8])
+def test_a_fit_in_float32_has_the_digits_of_its_points(p, kappa):
+    mu = np.random.default_rng(p).normal(size=p)
+    mu = jnp.asarray(mu / np.linalg.norm(mu), jnp.float32)
+    y = vmf_sample(jax.random.key(0), mu, kappa, (500,))
+    found = vmf_fit(y)[1]
+    assert found.dtype == jnp.float32
+    wide = np.asarray(y, np.float64)
+    with jax.enable_x64(True):
+        wide = jnp.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))
+        expected = vmf_fit(wide)[1]
+    np.testing.assert_allclose(float(found), float(expected), rtol=1e-3)

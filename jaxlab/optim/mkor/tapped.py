@@ -69,7 +69,7 @@ def _backward(saved, dy):
         )
         x = x.astype(ta.dtype) * ones[..., None]
     # vmap adds up cotangents that depend on the mapped axis only, and a count alone would not.
-    rows = jnp.sum(jnp.where(x[..., 0] > 0, ones, ones))
+    rows = jnp.sum(jnp.where(jnp.sum(x[..., :1], axis=-1) > 0, ones, ones))
     sums, slopes = _row_sum(x, ta.dtype), _row_sum(dy, tg.dtype)
     return None, dy, _shared_as(jnp.append(sums, rows), ta), _shared_as(slopes, tg), None
 

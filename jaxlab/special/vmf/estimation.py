@@ -19,7 +19,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jaxlab.special.promotion import check_above, check_unit, promoted
-from jaxlab.special.vmf.density import Known, mean_resultant, of_dimension
+from jaxlab.special.vmf.density import Known, mean_resultant, of_dimension, resultant_gap
 
 
 def vmf_kappa_from_r(p: Any, r: Any, *, steps: int = 4) -> jax.Array:
@@ -45,7 +45,7 @@ def vmf_kappa_from_r(p: Any, r: Any, *, steps: int = 4) -> jax.Array:
     """
     _check_steps("vmf_kappa_from_r", steps)
     known, p, r, dtype = of_dimension("vmf_kappa_from_r", p, r)
-    return _kappa(known, steps, p, r).astype(dtype)
+    return _kappa(known, steps, p, r, 1 - r).astype(dtype)
 
 
 def _check_steps(owner: str, steps: int) -> None:
@@ -57,6 +57,9 @@ def vmf_fit(
     y: Any, weights: Any = None, axis: int = 0, steps: int = 4
 ) -> tuple[jax.Array, jax.Array]:
     """The maximum-likelihood estimate from points on the sphere.
+
+    kappa has the digits of the points, however close they are; it is differentiated as a function
+    of their mean.
 
     Args:
       y: unit vectors (..., p); several fits at once if there are axes besides `axis` and the last.
@@ -118,7 +121,11 @@ def _fit(axis: int, steps: int, y: jax.Array, total: jax.Array) -> tuple[jax.Arr
     same = jnp.all((y == one) | (total == 0)[..., None], axis=(axis, -1)) & (r > 0)
     r = jnp.where(same, jnp.ones_like(r), r)
     mu = jnp.where(same[..., None], jnp.squeeze(one, axis), mu)
-    return mu, _kappa(float(p), steps, jnp.full_like(r, p), r)
+    # 1 - r of points close together, by their distances: r is rounded where it is near 1.
+    apart = jnp.sum((y - jnp.expand_dims(mu, axis)) ** 2, axis=-1)
+    gap = jnp.where(r > 0.5, jnp.sum(share * apart, axis=axis) / 2, 1 - r)
+    gap = jnp.where(same, jnp.zeros_like(r), gap)
+    return mu, _kappa(float(p), steps, jnp.full_like(r, p), r, jax.lax.stop_gradient(gap))
 
 
 def direction(mean: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -138,17 +145,20 @@ def direction(mean: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 @partial(jax.jit, static_argnums=(0, 1))
-def _kappa(known: Known, steps: int, p: jax.Array, r: jax.Array) -> jax.Array:
-    inside = (r > 0) & (r < 1)
+def _kappa(known: Known, steps: int, p: jax.Array, r: jax.Array, gap: jax.Array) -> jax.Array:
+    """Of r and of 1 - r, which may be known to more digits; r alone has a derivative."""
+    inside = (r > 0) & (gap > 0)
     safe = jnp.where(inside, r, jnp.full_like(r, 0.5))
-    over = safe / ((1 - safe) * (1 + safe))
+    gap = jnp.where(inside, gap, jnp.full_like(r, 0.5))
+    over = safe / (gap * (2 - gap))
     low, high = over * (p - 2), over * p
     resultant = partial(mean_resultant, known, p)
 
     def newton(_, kappa):
         found, slope = jax.jvp(resultant, (kappa,), (jnp.ones_like(kappa),))
+        excess = jnp.where(gap < 0.5, gap - resultant_gap(known, p, kappa), found - safe)
         # Where 1 - r is a few ulp, a step is mostly rounding: the bounds keep it in place.
-        return jnp.clip(kappa - (found - safe) / slope, low, high)
+        return jnp.clip(kappa - excess / slope, low, high)
 
     kappa = jax.lax.fori_loop(0, steps, newton, over * (p - safe * safe))
     edge = jnp.where(r == 1, jnp.full_like(r, jnp.inf), jnp.where(r == 0, r, r * jnp.nan))
@@ -157,8 +167,8 @@ def _kappa(known: Known, steps: int, p: jax.Array, r: jax.Array) -> jax.Array:
 
 @partial(_kappa.defjvp, symbolic_zeros=True)
 def _kappa_jvp(known, steps, primals, tangents):
-    p, r = primals
-    kappa = _kappa(known, steps, p, r)
+    p, r, gap = primals
+    kappa = _kappa(known, steps, p, r, gap)
     at_end = kappa == jnp.inf
     safe = jnp.where(at_end, jnp.ones_like(kappa), kappa)
     resultant = partial(mean_resultant, known)

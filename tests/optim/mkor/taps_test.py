@@ -219,3 +219,10 @@ def test_beside_integers_that_are_not_trained_statistics_are_those_of_the_rest()
     # The quantized kernel as an array: what the other one's statistics are by hand.
     dense = {**PARAMS, "down": {"kernel": params["down"]["kernel"].to_dense()}}
     close(stats["up/kernel"], expected(dense, X)["up/kernel"])
+
+
+def test_a_kernel_without_inputs_has_its_rows_counted():
+    params, x = {"kernel": jnp.zeros((0, 3))}, jnp.ones((2, 0))
+    with_stats = value_grad_stats(lambda p, x: jnp.sum(x @ p["kernel"]))
+    _, grads, _ = with_stats(params, init_taps(params), x)
+    assert grads["kernel"].shape == (0, 3)
