@@ -80,8 +80,12 @@ def gp_grid_init(
     """
     kernels, axes, y, mask = _checked(kernel, axes, y, mask)
     where = jnp.ones(y.shape, bool) if mask is None else mask
-    if not isinstance(where, Tracer) and not bool(jnp.any(where)):
-        raise ValueError("gp_grid_init: mask has no True, so no cell was seen; nearest: mask=None")
+    if mask is not None and not isinstance(mask, Tracer):
+        # What a jitted function closes over is known, too.
+        with jax.ensure_compile_time_eval():
+            seen = bool(jnp.any(mask))
+        if not seen:
+            raise ValueError("gp_grid_init: mask has no True: no cell was seen; nearest: None")
     mean, variance = jnp.mean(y, where=where), jnp.var(y, where=where)
     # Numbers that are all the same have no scale of their own: theirs is 1, or of their size.
     none = variance <= jnp.finfo(y.dtype).eps ** 2 * mean**2

@@ -119,5 +119,10 @@ def test_what_does_not_vary_has_a_fit(dtype, value):
             assert bool(jnp.all(jnp.isfinite(fit.losses)))
             found = gp_grid_predict(fit.params, "matern32", x, y, mask=seen)
             np.testing.assert_allclose(found.mean, y, rtol=0, atol=1e-2 * max(abs(value), 1))
+    x, y = (np.arange(5.0),), jnp.ones(5)
     with pytest.raises(ValueError, match="gp_grid_init: mask has no True"):
-        gp_grid_init("matern32", (np.arange(5.0),), jnp.ones(5), jnp.zeros(5, bool))
+        gp_grid_init("matern32", x, y, jnp.zeros(5, bool))
+    made = jax.jit(lambda y: gp_grid_init("matern32", x, y, jnp.arange(5) < 3))(y)
+    assert made["mean"] == 1
+    closed = jnp.arange(5) < 3
+    assert jax.jit(lambda y: gp_grid_init("matern32", x, y, closed))(y)["mean"] == 1
