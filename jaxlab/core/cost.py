@@ -72,6 +72,7 @@ def parameter_table(params: Any) -> ParameterTable:
       params: tree of arrays and matrices, or of their `jax.ShapeDtypeStruct`s.
 
     >>> from jaxlab import compress
+    >>> import jax.numpy as jnp
     >>> params = compress({"kernel": jnp.ones((8, 8))}, [("kernel", "low_rank", {"rank": 2})])
     >>> print(parameter_table(params))
     path    class    shape  bytes  ratio  flops/row
@@ -88,6 +89,7 @@ def parameter_table(params: Any) -> ParameterTable:
 def nbytes(tree: Any) -> int:
     """Bytes of every buffer in a tree.
 
+    >>> import jax.numpy as jnp
     >>> nbytes({"a": jnp.ones((2, 3)), "b": jnp.ones(4, jnp.bfloat16)})
     32
     """
