@@ -229,6 +229,9 @@ def test_fits_that_have_no_maximum_are_not_nan():
         apart = apart / np.linalg.norm(apart, axis=1, keepdims=True)
         assert vmf_fit(apart)[1] == pytest.approx(4 / 2 / 2.5e-13, rel=1e-2)
     assert vmf_fit(jnp.eye(3)[:1])[1] == np.inf
+    # Points whose distances have no square, of a mean that rounding leaves shorter than 1.
+    for n in (12, 19, 23):
+        assert vmf_fit(jnp.tile(jnp.eye(2)[:1], (n, 1)).at[0, 1].set(1e-25))[1] == np.inf
     opposite = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
     for weights in (None, jnp.zeros(2)):
         mu, kappa = vmf_fit(opposite, weights)

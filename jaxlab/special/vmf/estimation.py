@@ -119,12 +119,10 @@ def _fit(axis: int, steps: int, y: jax.Array, total: jax.Array) -> tuple[jax.Arr
     heaviest = jnp.argmax(total, axis=axis, keepdims=True)[..., None]
     one = jnp.take_along_axis(y, heaviest, axis=axis)
     same = jnp.all((y == one) | (total == 0)[..., None], axis=(axis, -1)) & (r > 0)
-    r = jnp.where(same, jnp.ones_like(r), r)
     mu = jnp.where(same[..., None], jnp.squeeze(one, axis), mu)
     # 1 - r of points close together, by their distances: r is rounded where it is near 1.
     apart = jnp.sum((y - jnp.expand_dims(mu, axis)) ** 2, axis=-1)
     gap = jnp.where(r > 0.5, jnp.sum(share * apart, axis=axis) / 2, 1 - r)
-    gap = jnp.where(same, jnp.zeros_like(r), gap)
     return mu, _kappa(float(p), steps, jnp.full_like(r, p), r, jax.lax.stop_gradient(gap))
 
 
@@ -148,6 +146,7 @@ def direction(mean: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _kappa(known: Known, steps: int, p: jax.Array, r: jax.Array, gap: jax.Array) -> jax.Array:
     """Of r and of 1 - r, which may be known to more digits; r alone has a derivative."""
     inside = (r > 0) & (gap > 0)
+    edge = jnp.where(gap == 0, jnp.full_like(r, jnp.inf), jnp.where(r == 0, r, r * jnp.nan))
     safe = jnp.where(inside, r, jnp.full_like(r, 0.5))
     gap = jnp.where(inside, gap, jnp.full_like(r, 0.5))
     over = safe / (gap * (2 - gap))
@@ -161,7 +160,6 @@ def _kappa(known: Known, steps: int, p: jax.Array, r: jax.Array, gap: jax.Array)
         return jnp.clip(kappa - excess / slope, low, high)
 
     kappa = jax.lax.fori_loop(0, steps, newton, over * (p - safe * safe))
-    edge = jnp.where(r == 1, jnp.full_like(r, jnp.inf), jnp.where(r == 0, r, r * jnp.nan))
     return jnp.where(inside, kappa, edge)
 
 

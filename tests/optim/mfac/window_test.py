@@ -199,6 +199,23 @@ def test_equal_gradients_and_a_tiny_damping_stay_finite():
     assert np.linalg.norm(u - expected) < 1e-2 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "share", "bound"),
+    [("float32", 1e-3, 2e-3), ("float32", 1e-4, 2e-2), ("float64", 1e-9, 1e-5)],
+)
+def test_equal_gradients_have_the_digits_that_the_damping_leaves(dtype, share, bound):
+    with jax.enable_x64(dtype == "float64"):
+        win, push_one = window_init(128, jnp.zeros(60, dtype), dtype), jax.jit(window_push)
+        g = jnp.asarray(gradients(1, 60)[0], dtype)
+        for _ in range(128):
+            win = push_one(win, g)
+        damp = share * float(g @ g)
+        u = np.asarray(precondition_row(win, 64, damp), np.float64)
+    wide = np.asarray(g, np.float64)
+    expected = wide / (damp + wide @ wide)
+    assert np.linalg.norm(u - expected) < bound * np.linalg.norm(expected)
+
+
 def test_the_window_is_written_in_place():
     m, shape = 64, (40, 50)
     step = jax.jit(
